@@ -1,0 +1,16 @@
+"""Five roads from noise to data, over one softmax.
+
+    check          what a valid argument is; every module's door
+    kernels        one pass over the data: log-normaliser, posterior mean, posterior spread
+    path           Gaussian probability paths  x_t = a(t) x_1 + m(t) x_0
+    posterior      a data set seen through a path: score, velocity, exact divergence
+    transport      couplings, Sinkhorn, the Gaussian Schrödinger bridge in closed form
+    solve          ordinary and stochastic differential equations, log-likelihood
+    nets, fit      small time-conditioned networks and the one training loop
+    data, metrics  densities and data sets; what the chapters measure
+
+`check`, `kernels` and `path` import nothing of this package but `check`; the methods of the five
+chapters stand on the others and never on each other; only notebooks import `plot`, `claims` and
+`progress`, and only the pipeline imports `notebook` and `report`.  This file imports nothing, so
+a pipeline stage can depend on exactly the modules its notebook uses.
+"""

@@ -1,0 +1,118 @@
+"""Checks at the door: a bad argument is refused by name before anything is computed.
+
+Every message has the form  «name: got …; need …».  Checks that read values (finite, positive) are
+skipped inside functorch transforms and under `torch.compile`, where values cannot be read.
+"""
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float64)
+
+
+def refuse(name: str, got: object, need: str) -> None:
+    """Raise the one form of `ValueError` this library raises for bad input."""
+    raise ValueError(f"{name}: got {got}; need {need}")
+
+
+def opaque(*tensors: object) -> bool:
+    """True where the values of a tensor cannot be read: functorch transforms and compilation."""
+    return torch.compiler.is_compiling() or any(
+        isinstance(t, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors)
+
+
+def points(name: str, x: object, *, dim: int | None = None, like: Tensor | None = None,
+           dtypes: tuple[torch.dtype, ...] = FLOATS) -> Tensor:
+    """A non-empty, finite floating-point cloud of shape (n, d), with `like`'s dtype and device."""
+    if not isinstance(x, Tensor):
+        refuse(name, type(x).__name__, "a torch.Tensor of shape (n, d)")
+    if x.dim() != 2 or 0 in x.shape:
+        refuse(name, f"shape {tuple(x.shape)}", "shape (n, d) with n ≥ 1 and d ≥ 1")
+    if dim is not None and x.shape[1] != dim:
+        refuse(name, f"{x.shape[1]} columns", f"{dim} columns")
+    return finite(name, floating(name, x, like=like, dtypes=dtypes))
+
+
+def vector(name: str, v: object, length: int, *, like: Tensor | None = None) -> Tensor:
+    """A finite floating-point tensor of shape (length,)."""
+    if not isinstance(v, Tensor):
+        refuse(name, type(v).__name__, f"a torch.Tensor of shape ({length},)")
+    if v.shape != (length,):
+        refuse(name, f"shape {tuple(v.shape)}", f"shape ({length},)")
+    return finite(name, floating(name, v, like=like))
+
+
+def floating(name: str, x: Tensor, *, like: Tensor | None = None,
+             dtypes: tuple[torch.dtype, ...] = FLOATS) -> Tensor:
+    """`x` itself if its dtype is allowed and dtype and device are those of `like`."""
+    if x.dtype not in dtypes:
+        refuse(name, f"dtype {x.dtype}", f"one of {', '.join(str(d) for d in dtypes)}")
+    if like is not None and (x.dtype != like.dtype or x.device != like.device):
+        refuse(name, f"{x.dtype} on {x.device}", f"{like.dtype} on {like.device}, as the other arguments")
+    return x
+
+
+def finite(name: str, x: Tensor) -> Tensor:
+    """`x` itself if no entry is NaN or infinite."""
+    if not opaque(x) and not bool(torch.isfinite(x).all()):
+        bad = int((~torch.isfinite(x)).sum())
+        refuse(name, f"{bad} non-finite entries of {x.numel()}", "finite numbers")
+    return x
+
+
+def log_weights(name: str, log_w: object, length: int, *, like: Tensor) -> Tensor:
+    """Log-weights of shape (length,): finite or −inf, at least one finite."""
+    if not isinstance(log_w, Tensor) or log_w.shape != (length,):
+        got = f"shape {tuple(log_w.shape)}" if isinstance(log_w, Tensor) else type(log_w).__name__
+        refuse(name, got, f"a torch.Tensor of shape ({length},)")
+    floating(name, log_w, like=like)
+    if not opaque(log_w):
+        if bool((log_w.isnan() | (log_w == math.inf)).any()):
+            refuse(name, "NaN or +inf", "finite log-weights or −inf")
+        if bool((log_w == -math.inf).all()):
+            refuse(name, "all −inf: no point has weight", "at least one finite log-weight")
+    return log_w
+
+
+def positive(name: str, value: object, *, shape: tuple[int, ...] | None = None,
+             like: Tensor | None = None) -> Tensor:
+    """A number > 0 (or a tensor of them, of `shape` or 0-d) as a tensor with `like`'s dtype."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+        refuse(name, repr(value), "a number > 0" + (f" or a tensor of shape {shape}" if shape else ""))
+    out = torch.as_tensor(value) if like is None else torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    if out.dim() and out.shape != shape:
+        refuse(name, f"shape {tuple(out.shape)}", "a number" + (f" or shape {shape}" if shape else ""))
+    if not opaque(out) and not bool((out > 0).all()):
+        refuse(name, f"smallest {out.min().item():g}", "numbers > 0")
+    return out
+
+
+def within(name: str, value: object, low: float, high: float) -> None:
+    """A number or tensor with every entry in [low, high]."""
+    t = torch.as_tensor(value)
+    if not opaque(t) and not bool(((t >= low) & (t <= high)).all()):
+        got = f"{t.item():g}" if t.dim() == 0 else f"entries from {t.min().item():g} to {t.max().item():g}"
+        refuse(name, got, f"numbers in [{low:g}, {high:g}]")
+
+
+def count(name: str, value: object, *, low: int = 1) -> int:
+    """An integer ≥ low."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        refuse(name, repr(value), f"an integer ≥ {low}")
+    return value
+
+
+def choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    """One of a fixed set."""
+    if value not in allowed:
+        refuse(name, repr(value), f"one of {', '.join(repr(a) for a in allowed)}")
+
+
+def generator(name: str, value: object) -> torch.Generator:
+    """An explicit random generator; nothing in this library touches the global one."""
+    if not isinstance(value, torch.Generator):
+        refuse(name, type(value).__name__, "a torch.Generator")
+    return value

@@ -1,0 +1,140 @@
+r"""What the chapters measure.  Every name says what comes back: squared or not, biased or not.
+
+    mmd                 squared maximum mean discrepancy, Gaussian kernel, unbiased (can be < 0)
+    energy_distance     2E‖X−Y‖ − E‖X−X′‖ − E‖Y−Y′‖, unbiased (can be < 0), not its root
+    wasserstein2        W₂ (a distance, not squared) between empirical measures, exact, by POT
+    sliced_wasserstein2 root of the mean squared W₂ over random directions
+    mode_report         which modes of a mixture are found, how evenly, with what quality
+    precision_recall    k-nearest-neighbour manifolds (Kynkäänniemi et al. 2019)
+    c2st                classifier two-sample test: held-out accuracy, ½ means indistinguishable
+    bits_per_dim        from a log-density of dequantised data
+"""
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import ot
+import torch
+from torch import Tensor
+
+from lib import check
+
+
+def mmd(x: Tensor, y: Tensor, bandwidth: float | None = None) -> float:
+    """Squared MMD between x (n, D) and y (m, D), kernel exp(−‖x−y‖²/2h²), unbiased (Gretton et al. 2012, Eq. 3).
+
+    h is `bandwidth`, by default the median distance between the points of y.
+    """
+    _two_clouds(x, y)
+    xx, yy, xy = (torch.cdist(a.double(), b.double()) for a, b in ((x, x), (y, y), (x, y)))
+    if bandwidth is None:
+        bandwidth = float(yy[~torch.eye(len(y), dtype=torch.bool, device=y.device)].median())
+    check.positive("bandwidth", bandwidth)
+    kernels = (torch.exp(-d.square() / (2 * bandwidth**2)) for d in (xx, yy, xy))
+    kxx, kyy, kxy = kernels
+    return float(_off_diagonal_mean(kxx) + _off_diagonal_mean(kyy) - 2 * kxy.mean())
+
+
+def energy_distance(x: Tensor, y: Tensor) -> float:
+    """Energy distance 2E‖X−Y‖ − E‖X−X′‖ − E‖Y−Y′‖ of x (n, D) and y (m, D), unbiased U-statistics."""
+    _two_clouds(x, y)
+    xx, yy, xy = (torch.cdist(a.double(), b.double()) for a, b in ((x, x), (y, y), (x, y)))
+    return float(2 * xy.mean() - _off_diagonal_mean(xx) - _off_diagonal_mean(yy))
+
+
+def _off_diagonal_mean(k: Tensor) -> Tensor:
+    n = len(k)
+    return (k.sum() - k.diagonal().sum()) / (n * (n - 1))
+
+
+def wasserstein2(x: Tensor, y: Tensor) -> float:
+    """W₂ between the empirical measures of x (n, D) and y (m, D): the root of the optimal mean squared distance."""
+    _two_clouds(x, y)
+    cost = torch.cdist(x.double(), y.double()).square().cpu().numpy()
+    return math.sqrt(max(float(ot.emd2([], [], cost, numItermax=10_000_000)), 0.0))
+
+
+def sliced_wasserstein2(x: Tensor, y: Tensor, *, directions: int = 256, generator: torch.Generator) -> float:
+    """√(mean over random unit directions of squared W₂ of the projections) of x (n, D) and y (m, D)."""
+    _two_clouds(x, y)
+    v = torch.randn((x.shape[1], check.count("directions", directions)), generator=generator, dtype=torch.float64,
+                    device=generator.device)
+    v = (v / v.norm(dim=0)).to(x.device)
+    px, py = (z.double() @ v for z in (x, y))
+    return math.sqrt(float(ot.wasserstein_1d(px, py, p=2).mean()))
+
+
+class ModeReport(NamedTuple):
+    """How samples cover the modes of a mixture."""
+
+    found: int  # modes holding at least one high-quality sample per 10 expected
+    total: int
+    high_quality: float  # share of samples within `reach` standard deviations of their nearest centre
+    kl: float  # KL(shares of the high-quality samples over modes | uniform), nats
+
+
+def mode_report(x: Tensor, centres: Tensor, std: float, reach: float = 3.0) -> ModeReport:
+    """Coverage, quality and balance of samples x (n, D) against centres (K, D) of standard deviation `std`."""
+    check.points("x", x)
+    check.points("centres", centres, dim=x.shape[1])
+    check.positive("std", std)
+    distance, nearest = torch.cdist(x.double(), centres.double()).min(1)
+    good = distance <= reach * std
+    counts = torch.bincount(nearest[good], minlength=len(centres)).double()
+    share = counts / counts.sum().clamp_min(1)
+    kl = float(torch.special.xlogy(share, share * len(centres)).sum()) if counts.sum() else math.inf
+    found = int((counts >= max(1.0, 0.1 * len(x) / len(centres))).sum())
+    return ModeReport(found, len(centres), float(good.double().mean()), kl)
+
+
+class PrecisionRecall(NamedTuple):
+    """Share of samples inside the data's manifold, and of data inside the samples'."""
+
+    precision: float
+    recall: float
+
+
+def precision_recall(samples: Tensor, data: Tensor, k: int = 5) -> PrecisionRecall:
+    """k-nearest-neighbour precision and recall of samples (n, D) against data (m, D)."""
+    _two_clouds(samples, data)
+    if min(len(samples), len(data)) <= check.count("k", k):
+        check.refuse("k", k, "fewer neighbours than points")
+
+    def covered(points: Tensor, manifold: Tensor) -> float:
+        radius = torch.cdist(manifold, manifold).kthvalue(k + 1, dim=1).values  # the point itself is first
+        return float((torch.cdist(points, manifold) <= radius).any(1).double().mean())
+
+    samples, data = samples.double(), data.double()
+    return PrecisionRecall(covered(samples, data), covered(data, samples))
+
+
+def c2st(x: Tensor, y: Tensor, *, folds: int = 5, seed: int = 0) -> float:
+    """Held-out accuracy of a gradient-boosted classifier told to separate x from y (Lopez-Paz & Oquab 2017)."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+
+    _two_clouds(x, y)
+    n = min(len(x), len(y))
+    features = torch.cat([x[:n], y[:n]]).cpu().numpy()
+    labels = torch.cat([torch.zeros(n), torch.ones(n)]).numpy()
+    folds_ = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    return float(cross_val_score(HistGradientBoostingClassifier(random_state=seed), features, labels, cv=folds_).mean())
+
+
+def bits_per_dim(log_p: Tensor, dim: int, levels: int) -> float:
+    """Mean bits per dimension from log-densities (B,), in nats, of x = (k + U)/levels in [0, 1]^dim.
+
+    One level has volume 1/levels per dimension, so log₂ P(k) ≥ E log₂ p − dim·log₂ levels: an upper bound on
+    the code length, in bits for each dimension.
+    """
+    check.count("dim", dim)
+    check.count("levels", levels)
+    return float((math.log(levels) - log_p.double().mean() / dim) / math.log(2))
+
+
+def _two_clouds(x: Tensor, y: Tensor) -> None:
+    check.points("x", x)
+    check.points("y", y, dim=x.shape[1], like=x)
+    if min(len(x), len(y)) < 2:
+        check.refuse("x and y", f"{len(x)} and {len(y)} points", "at least two of each")

@@ -1,0 +1,108 @@
+r"""Small time-conditioned networks f(t, x[, label]), for clouds and for 8 × 8 images.
+
+Time enters as [t, cos πkt, sin πkt], k = 1 … K: smooth, bounded, and distinct at t = 0 and t = 1.
+Activations are SiLU, so fields are smooth and their divergences exist everywhere.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lib import check
+
+
+@contextmanager
+def seeded(generator: torch.Generator) -> Iterator[None]:
+    """Initialise modules from `generator`; torch's global state comes back as it was."""
+    check.generator("generator", generator)
+    seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+class TimeFeatures(nn.Module):
+    """t of shape () or (B,) -> (B, 1 + 2K)."""
+
+    def __init__(self, frequencies: int = 6) -> None:
+        super().__init__()
+        self.size = 1 + 2 * frequencies
+        self.register_buffer("omega", math.pi * torch.arange(1, frequencies + 1))
+
+    def forward(self, t: Tensor, batch: int) -> Tensor:
+        t = t.expand(batch)[:, None]
+        return torch.cat([t, torch.cos(t * self.omega), torch.sin(t * self.omega)], 1)
+
+
+class MLP(nn.Module):
+    """Multilayer perceptron f(t, x) from (B, dim) to (B, out), SiLU, optionally conditioned on a class.
+
+    dim, out    sizes of x and of the result (out = dim by default).
+    width/depth units per hidden layer, number of hidden layers.
+    classes     number of classes; then f(t, x, label) takes integer labels (B,).
+    zero        start at the zero function (last layer zero).
+    """
+
+    def __init__(self, dim: int, *, generator: torch.Generator, out: int | None = None, width: int = 256,
+                 depth: int = 3, frequencies: int = 6, classes: int = 0, zero: bool = False) -> None:
+        super().__init__()
+        for name, value in (("dim", dim), ("width", width), ("depth", depth)):
+            check.count(name, value)
+        with seeded(generator):
+            self.time = TimeFeatures(frequencies)
+            self.embedding = nn.Embedding(classes, width) if classes else None
+            self.first = nn.Linear(dim + self.time.size, width)
+            self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
+            self.last = nn.Linear(width, dim if out is None else out)
+        if zero:
+            nn.init.zeros_(self.last.weight)
+            nn.init.zeros_(self.last.bias)
+
+    def forward(self, t: Tensor | float, x: Tensor, label: Tensor | None = None) -> Tensor:
+        h = self.first(torch.cat([x, self.time(torch.as_tensor(t, dtype=x.dtype, device=x.device), len(x))], 1))
+        if self.embedding is not None:
+            h = h + self.embedding(label)
+        for layer in self.hidden:
+            h = layer(nn.functional.silu(h))
+        return self.last(nn.functional.silu(h))
+
+
+class ConvNet(nn.Module):
+    """Residual convolutional network f(t, x) for flattened square images, (B, channels·side²) to the same.
+
+    `depth` residual blocks of two 3 × 3 convolutions at full resolution; time (and class) shift the channels.
+    """
+
+    def __init__(self, side: int, *, generator: torch.Generator, channels: int = 1, width: int = 32, depth: int = 3,
+                 frequencies: int = 6, classes: int = 0) -> None:
+        super().__init__()
+        for name, value in (("side", side), ("channels", channels), ("width", width), ("depth", depth)):
+            check.count(name, value)
+        self.shape = (channels, side, side)
+        with seeded(generator):
+            self.time = TimeFeatures(frequencies)
+            self.condition = nn.Linear(self.time.size, width)
+            self.embedding = nn.Embedding(classes, width) if classes else None
+            self.first = nn.Conv2d(channels, width, 3, padding=1)
+            self.shift = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+            self.block = nn.ModuleList(
+                nn.ModuleList([nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)])
+                for _ in range(depth))
+            self.last = nn.Conv2d(width, channels, 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, t: Tensor | float, x: Tensor, label: Tensor | None = None) -> Tensor:
+        condition = self.condition(self.time(torch.as_tensor(t, dtype=x.dtype, device=x.device), len(x)))
+        if self.embedding is not None:
+            condition = condition + self.embedding(label)
+        condition = nn.functional.silu(condition)
+        h = self.first(x.unflatten(1, self.shape))
+        for shift, (one, two) in zip(self.shift, self.block, strict=True):
+            r = one(nn.functional.silu(h + shift(condition)[:, :, None, None]))
+            h = h + two(nn.functional.silu(r))
+        return self.last(nn.functional.silu(h)).flatten(1)

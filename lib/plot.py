@@ -1,0 +1,109 @@
+"""The figures that recur, in one style, each with alternative text.
+
+`style()` sets the look once per notebook; the other functions draw on axes they are given; `show` ends a
+figure: it embeds the PNG with its alternative text and, inside the pipeline, writes it to the chapter's
+`figures/`.  Colours are Okabe and Ito's, told apart by readers with any colour vision.
+"""
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from IPython.display import display
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lib import check
+
+OUT = "FIVE_ROADS_OUT"  # folder of the running chapter's results, named by the pipeline
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
+GREY = "#7F7F7F"
+DENSITY = "viridis"
+
+
+def style() -> None:
+    """Readable sizes, quiet axes, one colour cycle."""
+    plt.rcParams.update({
+        "figure.dpi": 100, "savefig.dpi": 100, "figure.constrained_layout.use": True, "font.size": 11,
+        "axes.titlesize": 11, "axes.labelsize": 11, "legend.fontsize": 9, "legend.frameon": False,
+        "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.8,
+        "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY]),
+    })
+
+
+def show(fig: Figure, name: str, alt: str) -> None:
+    """Embed `fig` in the notebook with alternative text, and keep it as figures/`name`.png of the chapter.
+
+    `alt` says in a sentence or two what is to be seen, for a reader who does not see it.
+    """
+    if len(alt.split()) < 6:
+        check.refuse("alt", repr(alt), "a sentence that says what is to be seen")
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", metadata={"Software": None})
+    plt.close(fig)
+    if os.environ.get(OUT):
+        file = Path(os.environ[OUT]) / "figures" / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(buffer.getvalue())
+    display({"image/png": buffer.getvalue(), "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
+
+
+def grid(lower: float, upper: float, n: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """An n × n grid of points over [lower, upper]², shape (n², 2), rows of an image from bottom to top."""
+    line = torch.linspace(lower, upper, n, dtype=dtype)
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    return torch.stack([x.ravel(), y.ravel()], 1)
+
+
+def scatter(ax: Axes, x: Tensor, *, lim: float | None = None, color: str = BLUE, size: float = 2.0, title: str = "",
+            **kwargs: object) -> None:
+    """Points (n, 2) on square axes over [−lim, lim]²."""
+    ax.scatter(x[:, 0].cpu(), x[:, 1].cpu(), s=size, color=color, linewidths=0, rasterized=True, **kwargs)
+    frame(ax, lim, title)
+
+
+def density(ax: Axes, log_p: Callable[[Tensor], Tensor], *, lim: float, n: int = 160, title: str = "",
+            vmax: float | None = None) -> None:
+    """exp(log_p) over [−lim, lim]², for a function from (n², 2) points to (n²,) nats."""
+    values = log_p(grid(-lim, lim, n)).exp().reshape(n, n).cpu()
+    ax.imshow(values, extent=(-lim, lim, -lim, lim), origin="lower", cmap=DENSITY, vmin=0, vmax=vmax)
+    frame(ax, lim, title)
+
+
+def arrows(ax: Axes, field: Callable[[Tensor], Tensor], *, lim: float, n: int = 15, color: str = "white") -> None:
+    """A vector field on an n × n grid, arrows of length proportional to the field."""
+    at = grid(-lim * 0.93, lim * 0.93, n)
+    v = field(at).cpu()
+    ax.quiver(at[:, 0], at[:, 1], v[:, 0], v[:, 1], color=color, width=0.005, alpha=0.85)
+    frame(ax, lim, ax.get_title())
+
+
+def images(ax: Axes, x: Tensor, *, side: int = 8, columns: int = 10, title: str = "", vmin: float = 0.0,
+           vmax: float = 1.0, ink: bool = True) -> None:
+    """Rows (n, side²) or (n, 3·side²) as a sheet of small images; `ink` draws grey values as ink on paper."""
+    pixels = x.cpu().reshape(len(x), side, side, -1).clamp(vmin, vmax).sub(vmin).div(vmax - vmin)
+    rows, depth = math.ceil(len(x) / columns), pixels.shape[-1]
+    ink = ink and depth == 1
+    sheet = torch.full((rows * columns, side + 1, side + 1, depth), 0.0 if ink else 1.0)  # white paper
+    sheet[: len(x), :side, :side] = pixels
+    sheet = sheet.reshape(rows, columns, side + 1, side + 1, depth).permute(0, 2, 1, 3, 4)
+    ax.imshow(sheet.reshape(rows * (side + 1), columns * (side + 1), depth).squeeze(-1)[:-1, :-1],
+              cmap="gray_r" if ink else "gray", vmin=0, vmax=1, interpolation="nearest")
+    ax.set_title(title)
+    ax.axis("off")
+
+
+def frame(ax: Axes, lim: float | None, title: str = "") -> None:
+    """Equal axes without ticks or spines, over [−lim, lim]² if a limit is given."""
+    if lim is not None:
+        ax.set(xlim=(-lim, lim), ylim=(-lim, lim))
+    ax.set_aspect("equal")
+    ax.spines[:].set_visible(False)
+    ax.set(xticks=[], yticks=[], title=title)

@@ -1,0 +1,84 @@
+r"""A data set seen through a Gaussian path: density, score, velocity and divergence, all exact.
+
+For weighted points y_j and x_t = a x_1 + m x_0, dividing by a turns the path into one noise level
+σ = m/a, so the one reduction at x/a gives E[x_1|x] and tr Cov[x_1|x], and the rest is arithmetic:
+
+    log p_t(x) = log_z(x/a, m/a) − (D/2) log 2πm²
+    score      = (a·mean − x)/m²
+    velocity   = (m′/m) x + (a′ − a m′/m)·mean                      (posterior average of a′x_1 + m′x_0)
+    divergence = D m′/m + (a′ − a m′/m)(a/m²)·spread                (of the velocity; no autograd)
+
+They solve the continuity equation ∂_t p_t + ∇·(p_t v_t) = 0 exactly, for any data set.  At t with
+m = 0 the density is a sum of spikes: a `ValueError`.
+"""
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lib import check
+from lib.kernels import GaussianPosterior, gaussian_posterior
+from lib.path import Path, as_time, column
+
+
+class Posterior(NamedTuple):
+    """A data set seen from x at time t."""
+
+    log_p: Tensor  # (B,)    log p_t(x), nats
+    mean: Tensor  # (B, D)  E[x_1 | x_t = x]
+    spread: Tensor  # (B,)    tr Cov[x_1 | x_t = x]
+
+
+def posterior(path: Path, t: float | Tensor, x: Tensor, data: Tensor, log_w: Tensor | None = None) -> Posterior:
+    """log p_t(x), E[x_1|x] and tr Cov[x_1|x] for x (B, D), data (N, D), t a number or (B,) with m(t) > 0.
+
+    `log_w` (N,) are the logarithms of weights that sum to one; None means equal weights.
+    """
+    a, m = _coefficients(path, t, x)
+    blind = a == 0  # where a = 0 the noise hides everything: an infinite σ seen from the origin
+    safe = torch.where(blind, torch.ones_like(a), a)
+    sigma = torch.where(blind, torch.full_like(a, math.inf), m / safe)
+    query = x * column(torch.where(blind, torch.zeros_like(a), 1 / safe), x)
+    seen: GaussianPosterior = gaussian_posterior(query, data, sigma, log_w=log_w)
+    alone = torch.where(blind, x.square().sum(1) / (2 * m**2), torch.zeros_like(seen.log_z))
+    log_p = seen.log_z - alone - x.shape[1] / 2 * torch.log(2 * math.pi * m**2)
+    return Posterior(log_p, seen.mean, seen.spread)
+
+
+def score(path: Path, t: float | Tensor, x: Tensor, data: Tensor, log_w: Tensor | None = None) -> Tensor:
+    """∇ log p_t(x), shape (B, D)."""
+    a, m = _coefficients(path, t, x)
+    mean = posterior(path, t, x, data, log_w).mean
+    return (column(a, x) * mean - x) / column(m, x) ** 2
+
+
+def velocity(path: Path, t: float | Tensor, x: Tensor, data: Tensor, log_w: Tensor | None = None) -> Tensor:
+    """The marginal velocity E[a′x_1 + m′x_0 | x_t = x], shape (B, D)."""
+    own, pull, _ = _linear(path, t, x)
+    return column(own, x) * x + column(pull, x) * posterior(path, t, x, data, log_w).mean
+
+
+def divergence(path: Path, t: float | Tensor, x: Tensor, data: Tensor, log_w: Tensor | None = None) -> Tensor:
+    """∇·velocity at x, shape (B,), in closed form from the posterior spread."""
+    own, pull, gain = _linear(path, t, x)
+    return x.shape[1] * own + pull * gain * posterior(path, t, x, data, log_w).spread
+
+
+def _coefficients(path: Path, t: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    check.points("x", x)
+    t = as_time(t, x)
+    column(t, x)
+    a, m = path.a(t), path.m(t)
+    if not check.opaque(m) and not bool((m > torch.finfo(m.dtype).eps).all()):
+        check.refuse("t", f"a time with m(t) = {m.min().item():.1g}", "times with noise left: m(t) > 0")
+    return a, m
+
+
+def _linear(path: Path, t: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Coefficients of velocity = own·x + pull·mean, and gain = d(tr ∂mean/∂x)/d spread = a/m²."""
+    a, m = _coefficients(path, t, x)
+    da, dm = path.rates(as_time(t, x))
+    return dm / m, da - a * dm / m, a / m**2

@@ -1,0 +1,23 @@
+"""Progress of long work: a tqdm bar where the reader is.
+
+In Jupyter and in a terminal this is tqdm.  Inside the pipeline anything a cell prints would land in the
+executed notebook, so the runner names a FIFO in the environment and the bar goes there instead.
+"""
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from tqdm.auto import tqdm as auto
+from tqdm.std import tqdm as plain
+
+PIPE = "FIVE_ROADS_PROGRESS"  # path of the FIFO that the runner reads
+
+
+def progress(iterable: Iterable | None = None, *, desc: str, total: int | None = None) -> plain:
+    """A tqdm bar over `iterable` (or a manual one of `total` steps) that leaves no trace in a notebook."""
+    pipe = os.environ.get(PIPE)
+    if pipe:
+        return plain(iterable, desc=desc, total=total, leave=False, mininterval=0.5, ncols=88,
+                     file=open(pipe, "w", encoding="utf-8"))
+    return auto(iterable, desc=desc, total=total, leave=False, mininterval=0.5)

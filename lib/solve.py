@@ -1,0 +1,145 @@
+r"""Differential equations along t, and the log-likelihood they carry.
+
+    ode             dx/dt = f(t, x)                    Euler (order 1), Heun (2), RK4 (4), adaptive dopri5 (5)
+    sde             dX = f dt + g dW                   Euler–Maruyama (weak order 1)
+    log_likelihood  log p(x) = log p_end(x_end) + ∫ ∇·f dt, along dx/dt = f from t[0] to t[-1]
+
+The last line is the instantaneous change of variables (Chen et al. 2018): d log p_t(x_t)/dt = −∇·f, so
+going from t[0] to t[-1], log p_{t[0]}(x_{t[0]}) = log p_{t[-1]}(x_{t[-1]}) + ∫_{t[0]}^{t[-1]} ∇·f dt, with
+the sign of dt: a decreasing grid integrates backwards and the formula stands as it is.
+
+Fixed-step methods are written out because the chapters discuss them; dopri5 is torchdiffeq's.
+"""
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lib import check
+
+Field = Callable[[Tensor, Tensor], Tensor]  # f(t, x) -> like x, t 0-d
+METHODS = ("euler", "heun", "rk4", "dopri5")
+
+
+def ode(f: Field, x: Tensor, t: Tensor, method: str = "rk4", *, rtol: float = 1e-5, atol: float = 1e-6) -> Tensor:
+    """Trajectory of dx/dt = f(t, x) through the grid `t`, shape (len(t), *x.shape); row 0 is x.
+
+    t is a 1-D increasing or decreasing grid.  "euler", "heun" and "rk4" step from knot to knot with 1,
+    2 and 4 evaluations of f; "dopri5" chooses its own steps to `rtol`, `atol` and reports at the knots.
+    """
+    t = grid(t, x)
+    check.choice("method", method, METHODS)
+    if method == "dopri5":
+        from torchdiffeq import odeint
+
+        return odeint(f, x, t, method="dopri5", rtol=rtol, atol=atol)
+    step = {"euler": _euler, "heun": _heun, "rk4": _rk4}[method]
+    path = [x]
+    for now, later in itertools.pairwise(t):
+        path.append(step(f, path[-1], now, later - now))
+    return torch.stack(path)
+
+
+def _euler(f: Field, x: Tensor, t: Tensor, h: Tensor) -> Tensor:
+    return x + h * f(t, x)
+
+
+def _heun(f: Field, x: Tensor, t: Tensor, h: Tensor) -> Tensor:
+    k1 = f(t, x)
+    k2 = f(t + h, x + h * k1)
+    return x + h / 2 * (k1 + k2)
+
+
+def _rk4(f: Field, x: Tensor, t: Tensor, h: Tensor) -> Tensor:
+    k1 = f(t, x)
+    k2 = f(t + h / 2, x + h / 2 * k1)
+    k3 = f(t + h / 2, x + h / 2 * k2)
+    k4 = f(t + h, x + h * k3)
+    return x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+
+
+def sde(drift: Field, noise: float | Callable[[Tensor], Tensor], x: Tensor, t: Tensor,
+        generator: torch.Generator) -> Tensor:
+    """One Euler–Maruyama path of dX = f dt + g dW per row of x, shape (len(t), *x.shape).
+
+    `noise` is g: a number ≥ 0 or a function of t, a standard deviation per square root of time.  On a
+    decreasing grid dt < 0 multiplies the drift, so the drift to pass is minus the drift of the
+    time-reversed process; the noise of a step has variance g²|dt| either way.
+    """
+    t = grid(t, x)
+    check.generator("generator", generator)
+    path = [x]
+    for now, later in itertools.pairwise(t):
+        h, x = later - now, path[-1]
+        g = torch.as_tensor(noise(now) if callable(noise) else noise, dtype=x.dtype, device=x.device)
+        z = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        path.append(x + h * drift(now, x) + g * h.abs().sqrt() * z)
+    return torch.stack(path)
+
+
+def log_likelihood(f: Field, x: Tensor, t: Tensor, base_log_p: Callable[[Tensor], Tensor],
+                   divergence: Field | None = None, method: str = "rk4", **tolerances: float) -> Tensor:
+    """log p(x) in nats, shape (B,), of the density that the flow of f carries to `base_log_p` at t[-1].
+
+    x (B, D) lives at t[0].  `divergence(t, x)` -> (B,) is ∇·f: a closed form, `exact_divergence(f)` (what
+    None means: D forward-mode derivatives) or `hutchinson_divergence(f, probes)` (unbiased, noisy).
+    """
+    divergence = exact_divergence(f) if divergence is None else divergence
+
+    def augmented(s: Tensor, state: Tensor) -> Tensor:
+        y = state[:, :-1]
+        return torch.cat([f(s, y), divergence(s, y)[:, None]], 1)
+
+    check.points("x", x)
+    end = ode(augmented, torch.cat([x, torch.zeros_like(x[:, :1])], 1), t, method, **tolerances)[-1]
+    return base_log_p(end[:, :-1]) + end[:, -1]
+
+
+def exact_divergence(f: Field) -> Field:
+    """∇·f as the trace of the Jacobian by D forward-mode derivatives; f must treat rows independently."""
+
+    def divergence(t: Tensor, x: Tensor) -> Tensor:
+        basis = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+
+        def entry(e: Tensor) -> Tensor:
+            return torch.func.jvp(lambda y: f(t, y), (x,), (e.expand_as(x),))[1] @ e
+
+        return torch.func.vmap(entry)(basis).sum(0)
+
+    return divergence
+
+
+def hutchinson_divergence(f: Field, probes: Tensor) -> Field:
+    """Unbiased estimate mean_k z_kᵀ(∂f/∂x)z_k of ∇·f with fixed probes (K, B, D), E zzᵀ = I.
+
+    Keep one set of probes for a whole trajectory: the log-likelihood is then unbiased and smooth in t
+    (Grathwohl et al. 2019); its exponential is not unbiased.
+    """
+
+    def divergence(t: Tensor, x: Tensor) -> Tensor:
+        def quadratic(z: Tensor) -> Tensor:
+            return (torch.func.jvp(lambda y: f(t, y), (x,), (z,))[1] * z).sum(1)
+
+        return torch.func.vmap(quadratic)(probes.to(x)).mean(0)
+
+    return divergence
+
+
+def rademacher(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Random signs ±1, the probes of least variance for `hutchinson_divergence`."""
+    signs = torch.randint(0, 2, shape, generator=generator, device=generator.device)
+    return (2 * signs - 1).to(dtype)
+
+
+def grid(t: Tensor, x: Tensor) -> Tensor:
+    """A strictly monotone 1-D time grid of at least two knots, in x's dtype and device."""
+    if not isinstance(t, Tensor) or t.dim() != 1 or len(t) < 2:
+        got = f"shape {tuple(t.shape)}" if isinstance(t, Tensor) else type(t).__name__
+        check.refuse("t", got, "a 1-D tensor of at least two times")
+    steps = check.finite("t", t).diff()
+    if not bool((steps > 0).all() | (steps < 0).all()):
+        check.refuse("t", "a grid that turns or stands still", "strictly increasing or strictly decreasing times")
+    return t.to(x)
