@@ -29,13 +29,13 @@ data: setup  ## pull the bundled data set
 	@dvc pull --quiet data.dvc
 
 repro: data  ## run the whole pipeline; a second time it rebuilds nothing
-	@python -m lib.report repro
+	@python -m scripts.report repro
 
 fresh: data  ## run everything again and certify what came back byte for byte
-	@python -m lib.report fresh
+	@python -m scripts.report fresh
 
 publish: repro  ## maintainers: copy executed notebooks, gallery and ledger into the tree
-	@python -m lib.report publish
+	@python -m scripts.report publish
 
 check: data  ## unit tests
 	@$(CHECK_ENV) pytest -q -n 2 --dist worksteal -m "not slow" tests

@@ -1,8 +1,8 @@
 """The pipeline as a person meets it: run it, certify it, publish it.
 
-    python -m lib.report repro      dvc repro, then a table: stage, time, state, claims that hold, where to look
-    python -m lib.report fresh      the same with everything forced, then a certificate against the results before
-    python -m lib.report publish    executed notebooks, gallery, metrics and ledger into the tree (maintainers)
+    python -m scripts.report repro      dvc repro, then a table: stage, time, state, claims that hold, where to look
+    python -m scripts.report fresh      the same with everything forced, then a certificate against the results before
+    python -m scripts.report publish    executed notebooks, gallery, metrics and ledger into the tree (maintainers)
 """
 from __future__ import annotations
 
@@ -185,5 +185,5 @@ def publish() -> None:
 if __name__ == "__main__":
     commands = {"repro": repro, "fresh": fresh, "publish": publish}
     if len(sys.argv) != 2 or sys.argv[1] not in commands:
-        raise Refused("usage: python -m lib.report repro | fresh | publish")
+        raise Refused("usage: python -m scripts.report repro | fresh | publish")
     commands[sys.argv[1]]()
