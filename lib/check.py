@@ -24,32 +24,38 @@ def opaque(*tensors: object) -> bool:
         isinstance(t, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors)
 
 
-def points(name: str, x: object, *, dim: int | None = None, like: Tensor | None = None,
-           dtypes: tuple[torch.dtype, ...] = FLOATS) -> Tensor:
-    """A non-empty, finite floating-point cloud of shape (n, d), with `like`'s dtype and device."""
+def rows(name: str, x: object, *, dim: int | None = None) -> Tensor:
+    """A non-empty tensor of shape (n, d), whatever its values."""
     if not isinstance(x, Tensor):
         refuse(name, type(x).__name__, "a torch.Tensor of shape (n, d)")
     if x.dim() != 2 or 0 in x.shape:
         refuse(name, f"shape {tuple(x.shape)}", "shape (n, d) with n ≥ 1 and d ≥ 1")
     if dim is not None and x.shape[1] != dim:
         refuse(name, f"{x.shape[1]} columns", f"{dim} columns")
-    return finite(name, floating(name, x, like=like, dtypes=dtypes))
+    return x
 
 
-def vector(name: str, v: object, length: int, *, like: Tensor | None = None) -> Tensor:
-    """A finite floating-point tensor of shape (length,)."""
+def points(name: str, x: object, *, dim: int | None = None, like: Tensor | None = None) -> Tensor:
+    """A non-empty, finite floating-point cloud of shape (n, d), with `like`'s dtype and device."""
+    return finite(name, floating(name, rows(name, x, dim=dim), like=like))
+
+
+def vector(name: str, v: object, length: int | None = None, *, like: Tensor | None = None) -> Tensor:
+    """A finite floating-point tensor of shape (length,), or of any length ≥ 1."""
+    need = "(n,) with n ≥ 1" if length is None else f"({length},)"
     if not isinstance(v, Tensor):
-        refuse(name, type(v).__name__, f"a torch.Tensor of shape ({length},)")
-    if v.shape != (length,):
-        refuse(name, f"shape {tuple(v.shape)}", f"shape ({length},)")
+        refuse(name, type(v).__name__, f"a torch.Tensor of shape {need}")
+    if v.dim() != 1 or len(v) == 0 or length not in (None, len(v)):
+        refuse(name, f"shape {tuple(v.shape)}", f"shape {need}")
     return finite(name, floating(name, v, like=like))
 
 
-def floating(name: str, x: Tensor, *, like: Tensor | None = None,
-             dtypes: tuple[torch.dtype, ...] = FLOATS) -> Tensor:
-    """`x` itself if its dtype is allowed and dtype and device are those of `like`."""
-    if x.dtype not in dtypes:
-        refuse(name, f"dtype {x.dtype}", f"one of {', '.join(str(d) for d in dtypes)}")
+def floating(name: str, x: object, *, like: Tensor | None = None) -> Tensor:
+    """`x` itself if it is a float32 or float64 tensor, with `like`'s dtype and device."""
+    if not isinstance(x, Tensor):
+        refuse(name, type(x).__name__, "a torch.Tensor")
+    if x.dtype not in FLOATS:
+        refuse(name, f"dtype {x.dtype}", f"one of {', '.join(str(d) for d in FLOATS)}")
     if like is not None and (x.dtype != like.dtype or x.device != like.device):
         refuse(name, f"{x.dtype} on {x.device}", f"{like.dtype} on {like.device}, as the other arguments")
     return x
@@ -82,7 +88,8 @@ def positive(name: str, value: object, *, shape: tuple[int, ...] | None = None,
     """A number > 0 (or a tensor of them, of `shape` or 0-d) as a tensor with `like`'s dtype."""
     if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
         refuse(name, repr(value), "a number > 0" + (f" or a tensor of shape {shape}" if shape else ""))
-    out = torch.as_tensor(value) if like is None else torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    out = (torch.as_tensor(value, dtype=torch.float64) if like is None else
+           torch.as_tensor(value, dtype=like.dtype, device=like.device))
     if out.dim() and out.shape != shape:
         refuse(name, f"shape {tuple(out.shape)}", "a number" + (f" or shape {shape}" if shape else ""))
     if not opaque(out) and not bool((out > 0).all()):
@@ -92,6 +99,8 @@ def positive(name: str, value: object, *, shape: tuple[int, ...] | None = None,
 
 def within(name: str, value: object, low: float, high: float) -> None:
     """A number or tensor with every entry in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
+        refuse(name, repr(value), f"a number in [{low:g}, {high:g}] or a tensor of them")
     t = torch.as_tensor(value)
     if not opaque(t) and not bool(((t >= low) & (t <= high)).all()):
         got = f"{t.item():g}" if t.dim() == 0 else f"entries from {t.min().item():g} to {t.max().item():g}"

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor
@@ -43,11 +42,12 @@ def column(c: Tensor, x: Tensor) -> Tensor:
 
 
 def as_time(t: float | Tensor, x: Tensor | None = None) -> Tensor:
-    """`t` as a tensor in [0, 1], with the dtype and device of `x` where it is given."""
-    if not isinstance(t, Tensor):
-        t = torch.as_tensor(t, dtype=torch.get_default_dtype() if x is None else x.dtype)
+    """`t` as a floating-point tensor in [0, 1], with the dtype and device of `x` where it is given."""
     check.within("t", t, 0.0, 1.0)
-    return t if x is None else t.to(x)
+    if x is not None:
+        return torch.as_tensor(t, dtype=x.dtype, device=x.device)
+    t = torch.as_tensor(t)
+    return t if t.is_floating_point() else t.to(torch.get_default_dtype())
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,8 @@ class Path:
 
 
 def _paired(x0: Tensor, x1: Tensor, t: float | Tensor) -> Tensor:
+    check.finite("x1", check.floating("x1", x1))
+    check.finite("x0", check.floating("x0", x0, like=x1))
     if x0.shape != x1.shape:
         check.refuse("x0", f"shape {tuple(x0.shape)}", f"the shape of x1, {tuple(x1.shape)}")
     return as_time(t, x1)
@@ -102,8 +104,8 @@ def variance_preserving(beta_min: float = 0.1, beta_max: float = 20.0) -> Path:
 
     ξ(τ) = exp(−τ²(β_max − β_min)/4 − τβ_min/2), so a(0) is small but not 0.
     """
-    check.positive("beta_min", beta_min)
-    check.positive("beta_max", beta_max)
+    for label, value in (("beta_min", beta_min), ("beta_max", beta_max)):
+        check.finite(label, check.positive(label, value))
 
     def log_a(t: Tensor) -> Tensor:
         tau = 1 - t
@@ -115,31 +117,32 @@ def variance_preserving(beta_min: float = 0.1, beta_max: float = 20.0) -> Path:
 def from_table(t: Tensor, a: Tensor, m: Tensor, name: str = "table") -> Path:
     """A path through tabulated (t_k, a_k, m_k): monotone cubic (PCHIP) interpolation, once differentiable.
 
-    t (K,) increases strictly from 0 to 1; a (K,) does not fall; m (K,) does not rise.
+    t (K,) increases strictly from 0 to 1; a (K,) ≥ 0 does not fall; m (K,) ≥ 0 does not rise.
     """
-    for label, v in (("t", t), ("a", a), ("m", m)):
-        check.vector(label, v, len(t))
-    if len(t) < 2 or t[0] != 0 or t[-1] != 1 or bool((t.diff() <= 0).any()):
+    length = len(check.vector("t", t))
+    for label, v in (("a", a), ("m", m)):
+        check.vector(label, v, length)
+    if length < 2 or t[0] != 0 or t[-1] != 1 or bool((t.diff() <= 0).any()):
         check.refuse("t", "a grid that does not increase from 0 to 1", "strictly increasing knots from 0 to 1")
-    if bool((a.diff() < 0).any()):
-        check.refuse("a", "a decreasing step", "values that do not fall")
-    if bool((m.diff() > 0).any()):
-        check.refuse("m", "an increasing step", "values that do not rise")
+    if a[0] < 0 or bool((a.diff() < 0).any()):
+        check.refuse("a", "a negative value or a decreasing step", "values ≥ 0 that do not fall")
+    if m[-1] < 0 or bool((m.diff() > 0).any()):
+        check.refuse("m", "a negative value or an increasing step", "values ≥ 0 that do not rise")
     return Path(pchip(t, a), pchip(t, m), name)
 
 
 def pchip(knots: Tensor, values: Tensor) -> Callable[[Tensor], Tensor]:
     """Monotone cubic interpolant of (K,) knots and values, for tensors of any shape; constant outside."""
-    spline = PchipInterpolator(knots.double().cpu().numpy(), values.double().cpu().numpy())
-    table = torch.from_numpy(np.ascontiguousarray(spline.c.T))
-    grid = knots.double().cpu()
+    edges = knots.double().cpu()
+    spline = PchipInterpolator(edges.numpy(), values.double().cpu().numpy())
+    cubics = torch.cat([torch.from_numpy(spline.c.T), edges[:-1, None]], 1)  # a row for each interval, from its left
 
     def f(t: Tensor) -> Tensor:
-        edges, rows = grid.to(t.device), table.to(t.device)
-        u = t.double().clamp(edges[0], edges[-1])
-        k = (torch.searchsorted(edges, u.detach().contiguous(), right=True) - 1).clamp(0, len(edges) - 2)
-        c3, c2, c1, c0 = rows[k].unbind(-1)
-        h = u - edges[k]
+        u = t.double().clamp(edges[0].item(), edges[-1].item())
+        k = torch.searchsorted(edges[1:-1].to(t.device), u.detach().contiguous(), right=True)
+        row = torch.nn.functional.embedding(k, cubics.to(t.device))  # cubics[k] fails under vmap(grad)
+        c3, c2, c1, c0, left = row.unbind(-1)
+        h = u - left
         return (((c3 * h + c2) * h + c1) * h + c0).to(t.dtype)
 
     return f

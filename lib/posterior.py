@@ -38,6 +38,7 @@ def posterior(path: Path, t: float | Tensor, x: Tensor, data: Tensor, log_w: Ten
     `log_w` (N,) are the logarithms of weights that sum to one; None means equal weights.
     """
     a, m = _coefficients(path, t, x)
+    check.points("data", data, dim=x.shape[1], like=x)
     blind = a == 0  # where a = 0 the noise hides everything: an infinite σ seen from the origin
     safe = torch.where(blind, torch.ones_like(a), a)
     sigma = torch.where(blind, torch.full_like(a, math.inf), m / safe)

@@ -30,6 +30,7 @@ def ode(f: Field, x: Tensor, t: Tensor, method: str = "rk4", *, rtol: float = 1e
     t is a 1-D increasing or decreasing grid.  "euler", "heun" and "rk4" step from knot to knot with 1,
     2 and 4 evaluations of f; "dopri5" chooses its own steps to `rtol`, `atol` and reports at the knots.
     """
+    check.finite("x", check.floating("x", x))
     t = grid(t, x)
     check.choice("method", method, METHODS)
     if method == "dopri5":
@@ -69,8 +70,11 @@ def sde(drift: Field, noise: float | Callable[[Tensor], Tensor], x: Tensor, t: T
     decreasing grid dt < 0 multiplies the drift, so the drift to pass is minus the drift of the
     time-reversed process; the noise of a step has variance g²|dt| either way.
     """
+    check.finite("x", check.floating("x", x))
     t = grid(t, x)
     check.generator("generator", generator)
+    if not callable(noise):
+        check.within("noise", noise, 0.0, torch.finfo(x.dtype).max)
     path = [x]
     for now, later in itertools.pairwise(t):
         h, x = later - now, path[-1]
@@ -87,13 +91,13 @@ def log_likelihood(f: Field, x: Tensor, t: Tensor, base_log_p: Callable[[Tensor]
     x (B, D) lives at t[0].  `divergence(t, x)` -> (B,) is ∇·f: a closed form, `exact_divergence(f)` (what
     None means: D forward-mode derivatives) or `hutchinson_divergence(f, probes)` (unbiased, noisy).
     """
+    check.points("x", x)
     divergence = exact_divergence(f) if divergence is None else divergence
 
     def augmented(s: Tensor, state: Tensor) -> Tensor:
         y = state[:, :-1]
         return torch.cat([f(s, y), divergence(s, y)[:, None]], 1)
 
-    check.points("x", x)
     end = ode(augmented, torch.cat([x, torch.zeros_like(x[:, :1])], 1), t, method, **tolerances)[-1]
     return base_log_p(end[:, :-1]) + end[:, -1]
 
@@ -120,6 +124,9 @@ def hutchinson_divergence(f: Field, probes: Tensor) -> Field:
     """
 
     def divergence(t: Tensor, x: Tensor) -> Tensor:
+        if probes.shape[1:] != x.shape:
+            check.refuse("probes", f"shape {tuple(probes.shape)}", f"shape (K, {len(x)}, {x.shape[1]})")
+
         def quadratic(z: Tensor) -> Tensor:
             return (torch.func.jvp(lambda y: f(t, y), (x,), (z,))[1] * z).sum(1)
 
@@ -130,6 +137,7 @@ def hutchinson_divergence(f: Field, probes: Tensor) -> Field:
 
 def rademacher(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
     """Random signs ±1, the probes of least variance for `hutchinson_divergence`."""
+    check.generator("generator", generator)
     signs = torch.randint(0, 2, shape, generator=generator, device=generator.device)
     return (2 * signs - 1).to(dtype)
 
@@ -139,7 +147,8 @@ def grid(t: Tensor, x: Tensor) -> Tensor:
     if not isinstance(t, Tensor) or t.dim() != 1 or len(t) < 2:
         got = f"shape {tuple(t.shape)}" if isinstance(t, Tensor) else type(t).__name__
         check.refuse("t", got, "a 1-D tensor of at least two times")
-    steps = check.finite("t", t).diff()
+    t = check.finite("t", t).to(x)
+    steps = t.diff()
     if not bool((steps > 0).all() | (steps < 0).all()):
-        check.refuse("t", "a grid that turns or stands still", "strictly increasing or strictly decreasing times")
-    return t.to(x)
+        check.refuse("t", f"a grid that turns or stands still in {t.dtype}", "strictly increasing or decreasing times")
+    return t
