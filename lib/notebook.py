@@ -1,6 +1,6 @@
 """One notebook as one pipeline stage.
 
-    python -m lib.notebook clean             strip every notebook and fingerprint what it imports
+    python -m lib.notebook clean             check data/, strip every notebook, fingerprint what it depends on
     python -m lib.notebook run 00_one_softmax
 
 A chapter depends on its stripped copy and on the hashes of the `lib` files it imports, so saving outputs or
@@ -12,60 +12,80 @@ and puts it in place by two renames: a failure or a kill at any moment leaves th
 from __future__ import annotations
 
 import ast
+import fcntl
+import functools
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
+import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import nbformat
-import yaml
+from IPython.core.inputtransformer2 import TransformerManager
+
+from lib.parameters import Refused, checked, literals, read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 KERNEL = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
           "language_info": {"name": "python"}}
-SCALARS = (bool, int, float, str)
-
-
-class Refused(SystemExit):
-    """A clear error for the terminal; nothing has been computed or lost."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(f"error: {message}")
+INJECTED = "injected-parameters"  # papermill's tag
 
 
 # --- the stripped copy and what it depends on -------------------------------------------------------------
 
 
+def read(file: Path) -> nbformat.NotebookNode:
+    """A notebook file; refuses what is not one, such as a file with merge-conflict marks."""
+    try:
+        return nbformat.read(file, as_version=4)
+    except (ValueError, AttributeError, KeyError, nbformat.ValidationError) as error:
+        raise Refused(f"{file.relative_to(ROOT)} cannot be read as a notebook: {str(error)[:200]}") from error
+
+
 def stripped(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """The notebook as its author wrote it: no outputs, no injected cell, fixed metadata."""
-    cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-    for position, cell in enumerate(cells):
+    notebook.cells = [cell for cell in notebook.cells if not tagged(cell, INJECTED)]
+    for position, cell in enumerate(notebook.cells):
         cell.id = f"cell-{position:02d}"
         cell.metadata = _metadata(cell)
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    notebook.cells, notebook.metadata = cells, nbformat.from_dict(KERNEL)
+    notebook.metadata = nbformat.from_dict(KERNEL)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
+    return notebook
+
+
+def normalised(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """An executed notebook as a function of its inputs: without times, widgets and random identifiers."""
+    for cell in notebook.cells:
+        cell.metadata = _metadata(cell)
+        if tagged(cell, INJECTED):
+            cell.id = INJECTED
+    notebook.metadata = nbformat.from_dict(KERNEL)
     return notebook
 
 
 def _metadata(cell: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """A cell's tags; cells tagged `solution` are collapsed."""
-    tags = cell.metadata.get("tags", [])
-    kept = {"tags": tags} if tags else {}
-    if "solution" in tags:
+    kept = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+    if tagged(cell, "solution"):
         kept["jupyter"] = {"source_hidden": True}
     return nbformat.from_dict(kept)
+
+
+def tagged(cell: nbformat.NotebookNode, tag: str) -> bool:
+    """Whether a cell carries a tag."""
+    return tag in cell.metadata.get("tags", [])
 
 
 def dumps(notebook: nbformat.NotebookNode) -> str:
@@ -90,159 +110,161 @@ def imported(sources: list[str], folder: Path) -> tuple[dict[str, Path], set[str
 
 
 def _imports(source: str) -> Iterator[str]:
-    lines = [line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))]
-    for node in ast.walk(ast.parse("\n".join(lines))):
+    source = re.sub(r"\A\s*%%.*", "", source)  # what %%time and the like hide; other magics become calls
+    try:
+        tree = ast.parse(TransformerManager().transform_cell(source))
+    except SyntaxError:  # the cell will say so itself when it runs
+        return
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = ".".join(filter(None, ["lib" if node.level else "", node.module]))
+            yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
-def fingerprint(notebook: nbformat.NotebookNode) -> dict[str, dict[str, str]]:
-    """SHA-256 of each imported `lib` module, and the versions of the packages behind them."""
+def fingerprint(name: str, notebook: nbformat.NotebookNode) -> dict[str, dict[str, str]]:
+    """SHA-256 of each imported `lib` module and of the chapter's long-run results, and versions of packages."""
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     modules, packages = imported(cells, ROOT / "lib")
-    owners = importlib.metadata.packages_distributions()
-    names = {owner for package in packages for owner in owners.get(package, [])}
-    return {"lib": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in modules.items()},
-            "packages": {name: importlib.metadata.version(name) for name in sorted(names)}}
+    names = {owner for package in packages for owner in _distributions().get(package, [])}
+    full = sorted(file for file in (ROOT / "full" / "results" / name).rglob("*") if file.is_file())
+    return {"lib": {module: _sha256(file) for module, file in modules.items()},
+            "full": {file.relative_to(ROOT).as_posix(): _sha256(file) for file in full},
+            "packages": {owner: importlib.metadata.version(owner) for owner in sorted(names)}}
+
+
+_distributions = functools.cache(importlib.metadata.packages_distributions)
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def clean() -> None:
-    """Write results/clean/NAME.ipynb and NAME.lib.json for every notebook."""
-    folder = RESULTS / "clean"
-    wanted = {}
+    """Write results/clean/NAME.ipynb and NAME.lib.json for every notebook, once data/ is whole."""
+    check_data()
+    folder, wanted = RESULTS / "clean", {}
     for source in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        try:
-            notebook = stripped(nbformat.read(source, as_version=4))
-            wanted[f"{source.stem}.lib.json"] = json.dumps(fingerprint(notebook), indent=1, sort_keys=True) + "\n"
-        except (nbformat.reader.NotJSONError, SyntaxError) as error:
-            raise Refused(f"notebooks/{source.name} cannot be read: {str(error)[:200]}") from error
+        notebook = stripped(read(source))
         wanted[source.name] = dumps(notebook)
+        wanted[f"{source.stem}.lib.json"] = json.dumps(fingerprint(source.stem, notebook), indent=1) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    for file in folder.iterdir():
-        if file.name not in wanted:
-            file.unlink()
     for name, text in wanted.items():
         replace(folder / name, text)
+    for file in folder.iterdir():
+        if file.name not in wanted:
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+
+
+def check_data() -> None:
+    """Refuse data/ that is not what lib/data.py was written for, before a chapter computes for minutes.
+
+    Chapters depend on the data through that table.  Were data/ itself a dependency, `dvc repro` would take a
+    damaged file for a new version, write it into data.dvc, and leave no way back.
+    """
+    for name, sha256 in literals((ROOT / "lib" / "data.py").read_text(encoding="utf-8"))["SHA256"].items():
+        file = ROOT / "data" / name
+        if not file.exists():
+            raise Refused(f"data/{name} is missing; need the bundled data: `make data` or `dvc pull data.dvc`")
+        if _sha256(file) != sha256:
+            raise Refused(f"data/{name}: got SHA-256 {_sha256(file)[:12]}…; need {sha256[:12]}…: the file is "
+                          "damaged; delete it and run `make data`")
 
 
 def replace(file: Path, text: str) -> None:
     """Write a text file whole or not at all, and only if it changed."""
-    if file.exists() and file.read_text(encoding="utf-8") == text:
+    if file.exists() and file.read_bytes() == text.encode():
         return
-    part = file.with_name(f".{file.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, file)
-
-
-# --- parameters -------------------------------------------------------------------------------------------
-
-
-def defaults(notebook: nbformat.NotebookNode) -> dict[str, object]:
-    """The assignments of the cell tagged `parameters`: name → literal default."""
-    found: dict[str, object] = {}
-    for cell in notebook.cells:
-        if "parameters" in cell.metadata.get("tags", []):
-            for node in ast.parse(cell.source).body:
-                if isinstance(node, (ast.Assign, ast.AnnAssign)):
-                    target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-                    found[target.id] = ast.literal_eval(node.value)
-    return found
-
-
-def checked(name: str, given: object, known: dict[str, object]) -> dict[str, object]:
-    """The section of params.yaml for chapter `name`, as {key: value}; refuses by file, key, value, allowed.
-
-    Each entry is {value: …, range: [low, high]} for numbers or {value: …, choices: […]}; booleans need neither.
-    """
-    where = f"params.yaml: {name}"
-    if not isinstance(given, dict):
-        raise Refused(f"{where}: got {given!r}; need a mapping of parameters")
-    unknown, missing = sorted(set(given) - set(known)), sorted(set(known) - set(given))
-    if unknown:
-        raise Refused(f"{where}.{unknown[0]}: unknown parameter; known: {', '.join(sorted(known)) or 'none'}")
-    if missing:
-        raise Refused(f"{where}.{missing[0]}: missing; the notebook's parameters cell defines it")
-    values = {}
-    for key, entry in given.items():
-        if not isinstance(entry, dict) or "value" not in entry or set(entry) - {"value", "range", "choices"}:
-            raise Refused(f"{where}.{key}: got {entry!r}; need {{value: …, range: [low, high]}} or choices")
-        value, kind = entry["value"], type(known[key])
-        if kind is float and type(value) is int:
-            value = float(value)
-        if kind not in SCALARS or type(value) is not kind:
-            raise Refused(f"{where}.{key}: got {value!r} ({type(value).__name__}); need {kind.__name__}")
-        if "range" in entry and not entry["range"][0] <= value <= entry["range"][1]:
-            raise Refused(f"{where}.{key}: got {value!r}; need {kind.__name__} in {entry['range']}")
-        if "choices" in entry and value not in entry["choices"]:
-            raise Refused(f"{where}.{key}: got {value!r}; need one of {entry['choices']}")
-        values[key] = value
-    return values
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(text.encode())
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 # --- running ----------------------------------------------------------------------------------------------
+
+
+def parameters(name: str, notebook: nbformat.NotebookNode) -> tuple[dict[str, object], dict[str, object]]:
+    """The chapter's parameters: all values by params.yaml, and those that differ from the notebook's defaults."""
+    cells = [cell.source for cell in notebook.cells if tagged(cell, "parameters")]
+    defaults = literals("\n".join(cells))
+    sections = read_yaml(ROOT / "params.yaml")
+    values = checked(name, sections.get(name, {}), defaults)
+    return values, {key: value for key, value in values.items() if value != defaults[key]}
 
 
 def run(name: str) -> None:
     """Execute the clean copy of a chapter and put its results at results/NAME/."""
     source, target = RESULTS / "clean" / f"{name}.ipynb", RESULTS / name
     if not source.exists():
-        known = sorted(file.stem for file in source.parent.glob("*.ipynb"))
-        raise Refused(f"chapter: got {name!r}; need one of {', '.join(known)}")
-    notebook = nbformat.read(source, as_version=4)
-    known = defaults(notebook)
-    sections = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")) or {}
-    values = checked(name, sections.get(name, {}), known)
-    changed = {key: value for key, value in values.items() if value != known[key]}
-    repair(target)
-    work = RESULTS / f".{name}.{os.getpid()}.new"
-    work.mkdir(parents=True)
-    started = time.monotonic()
-    try:
-        execute(source, work / f"{name}.ipynb", changed, work, _checkpoints(name, source, values))
-        swap(work, target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    for leftover in (RESULTS / "checkpoints").glob(f"{name}-*"):
-        shutil.rmtree(leftover)
-    timings = RESULTS / "timings.json"
-    seconds = json.loads(timings.read_text(encoding="utf-8")) if timings.exists() else {}
-    seconds[name] = {"seconds": round(time.monotonic() - started, 1), "finished": time.time()}
-    replace(timings, json.dumps(seconds, indent=1) + "\n")
+        known = ", ".join(sorted(file.stem for file in source.parent.glob("*.ipynb"))) or "none: run `clean` first"
+        raise Refused(f"chapter: got {name!r}; need one of {known}")
+    values, changed = parameters(name, read(source))
+    with alone(name):
+        repair(target)
+        work = RESULTS / f".{name}.{os.getpid()}.new"
+        work.mkdir()
+        started = time.monotonic()
+        try:
+            execute(source, work / source.name, changed, _checkpoints(name, source, values))
+            swap(work, target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(RESULTS / "checkpoints" / name, ignore_errors=True)
+        (RESULTS / "failed" / source.name).unlink(missing_ok=True)
+        took = {"seconds": round(time.monotonic() - started, 1), "finished": time.time()}
+        replace(RESULTS / "timings" / f"{name}.json", json.dumps(took) + "\n")
 
 
-def execute(source: Path, output: Path, parameters: dict[str, object], work: Path, checkpoints: Path) -> None:
+def execute(source: Path, output: Path, changed: dict[str, object], checkpoints: Path) -> None:
     """papermill, with progress in the terminal; on failure keep the copy and say which cell and why."""
     import papermill
+    from nbclient.exceptions import DeadKernelError
 
+    name = source.stem
     with tempfile.TemporaryDirectory() as scratch, terminal(Path(scratch) / "progress") as pipe:
         profile = Path(scratch) / "profile_default" / "ipython_kernel_config.py"
         profile.parent.mkdir()
         profile.write_text("c.IPKernelApp.log_level = 'ERROR'\n")  # an empty profile: nobody's start-up files
-        os.environ.update(FIVE_ROADS_OUT=str(work), FIVE_ROADS_PROGRESS=str(pipe), IPYTHONDIR=scratch,
+        os.environ.update(FIVE_ROADS_OUT=str(output.parent), FIVE_ROADS_PROGRESS=str(pipe), IPYTHONDIR=scratch,
                           FIVE_ROADS_CHECKPOINTS=str(checkpoints), PYTHONHASHSEED="0", PYTHONPATH=str(ROOT))
+        bar = {"desc": name, "ncols": 88, "leave": False, "bar_format": "{desc}: {n}/{total} cells |{bar}| {elapsed}"}
         try:
-            papermill.execute_notebook(str(source), str(output), parameters=parameters, kernel_name="python3",
-                                       cwd=str(ROOT / "notebooks"), progress_bar={"ncols": 88, "leave": False})
+            papermill.execute_notebook(str(source), str(output), parameters=changed, kernel_name="python3",
+                                       cwd=str(ROOT / "notebooks"), progress_bar=bar, start_timeout=300,
+                                       iopub_timeout=60)
         except papermill.PapermillExecutionError as error:
-            kept = RESULTS / "failed" / output.name
-            kept.parent.mkdir(exist_ok=True)
-            shutil.copyfile(output, kept)
-            raise Refused(f"{output.stem}: cell {error.exec_count} raised {error.ename}: {error.evalue}\n"
-                          f"{error.source}\nThe notebook as far as it came: {kept.relative_to(ROOT)}; "
-                          "the last good results are untouched.") from None
-    replace(output, dumps(normalised(nbformat.read(output, as_version=4))))
+            why = f"cell {error.exec_count} raised {error.ename}: {error.evalue}\n{error.source}"
+        except DeadKernelError:
+            why = "the kernel died, often for lack of memory"
+        except KeyboardInterrupt:
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # what was under way has no one to tell
+            raise Refused(f"{name}: interrupted; the last good results are untouched, "
+                          "and the next run goes on from the last checkpoint") from None
+        else:
+            replace(output, dumps(normalised(read(output))))
+            return
+    kept = RESULTS / "failed" / output.name
+    kept.parent.mkdir(exist_ok=True)
+    shutil.copyfile(output, kept)
+    raise Refused(f"{name}: {why}\nThe notebook as far as it came: {kept.relative_to(ROOT)}; "
+                  "the last good results are untouched.")
 
 
-def normalised(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """An executed notebook as a function of its inputs: without times, widgets and random identifiers."""
-    for cell in notebook.cells:
-        cell.metadata = _metadata(cell)
-        if "injected-parameters" in cell.metadata.get("tags", []):
-            cell.id = "injected-parameters"
-    notebook.metadata = nbformat.from_dict(KERNEL)
-    return notebook
+@contextmanager
+def alone(name: str) -> Iterator[None]:
+    """Hold a chapter: another run of it, such as one whose parent was killed, is waited for."""
+    with open(RESULTS / f".{name}.lock", "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{name}: waiting for another run of this chapter to end", file=sys.stderr, flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def swap(work: Path, target: Path) -> None:
@@ -257,21 +279,18 @@ def swap(work: Path, target: Path) -> None:
 def repair(target: Path) -> None:
     """Undo a swap that was cut off, and sweep what killed runs left."""
     old = target.with_name(f".{target.name}.old")
-    if old.exists():
-        if target.exists():
-            shutil.rmtree(old)
-        else:
-            old.rename(target)
-    for leftover in target.parent.glob(f".{target.name}.*.new"):
-        shutil.rmtree(leftover)
+    if old.exists() and not target.exists():
+        old.rename(target)
+    for leftover in [old, *target.parent.glob(f".{target.name}.*.new")]:
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _checkpoints(name: str, source: Path, values: dict[str, object]) -> Path:
     """The checkpoint folder that belongs to these inputs; folders of other inputs are swept."""
     inputs = source.read_text(encoding="utf-8") + source.with_suffix(".lib.json").read_text(encoding="utf-8")
     key = hashlib.sha256((inputs + repr(sorted(values.items()))).encode()).hexdigest()[:16]
-    mine = RESULTS / "checkpoints" / f"{name}-{key}"
-    for other in mine.parent.glob(f"{name}-*"):
+    mine = RESULTS / "checkpoints" / name / key
+    for other in mine.parent.glob("*"):
         if other != mine:
             shutil.rmtree(other)
     return mine
@@ -284,8 +303,11 @@ def terminal(fifo: Path) -> Iterator[Path]:
     end = os.open(fifo, os.O_RDWR)  # read-write: opening blocks on neither side, and writers never meet a closed pipe
 
     def copy() -> None:
-        while (chunk := os.read(end, 4096)) and not chunk.endswith(b"\0"):
-            os.write(sys.stderr.fileno(), chunk)
+        ended = b""
+        while not ended:
+            text, ended, _ = os.read(end, 65536).partition(b"\0")
+            with suppress(OSError):  # a terminal that has gone away must not stop the reading: writers would block
+                os.write(2, text)
 
     reader = threading.Thread(target=copy, daemon=True)
     reader.start()
@@ -293,7 +315,7 @@ def terminal(fifo: Path) -> Iterator[Path]:
         yield fifo
     finally:
         os.write(end, b"\0")
-        reader.join(timeout=5)
+        reader.join()
         os.close(end)
 
 
