@@ -6,60 +6,95 @@
 """
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import nbformat
-import yaml
-
 from lib.claims import Claim, table
-from lib.notebook import RESULTS, ROOT, Refused, dumps, replace, stripped
+from lib.notebook import INJECTED, RESULTS, ROOT, dumps, read, replace, stripped, tagged
+from lib.parameters import Refused, read_yaml
 
 MARKS = ("<!-- ledger -->", "<!-- /ledger -->")
+NOISE = ("Use `dvc push`", "Generating lock file", "Updating lock file")  # what DVC says of no use here
 NUMBER = re.compile(r"(?<![\w.])[-+−]?\d+\.?\d*(?:[eE][-+]?\d+)?")
 DIGITS = 4  # significant digits that another run must agree to
+VERDICTS = ("identical", "agrees", "differs", "new", "gone")
 
 
 def chapters() -> list[str]:
     """Names of the chapters, in the order of dvc.yaml."""
-    return list(yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["run"]["foreach"])
+    return list(read_yaml(ROOT / "dvc.yaml")["stages"]["run"]["foreach"])
 
 
 def claims(name: str) -> list[Claim]:
     """The ledger of a chapter's results; empty without results."""
-    file = RESULTS / name / "claims.json"
-    return [Claim(**row) for row in json.loads(file.read_text(encoding="utf-8"))] if file.exists() else []
+    return [Claim(**row) for row in _json(RESULTS / name / "claims.json", [])]
 
 
 def repro(*options: str) -> None:
     """`dvc repro`, then one line a stage."""
     started = time.time()
-    code = subprocess.run(["dvc", "repro", *options], cwd=ROOT).returncode
-    file = RESULTS / "timings.json"
-    timings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    print(f"\n{'stage':34} {'seconds':>8}  {'state':11} {'claims':>7}  look at")
+    code = dvc("repro", *options)
+    if code and mended():
+        code = dvc("repro", *options)
+    print(f"\n{'chapter':34} {'seconds':>8}  {'state':10} {'claims':>7}  look at")
     for name in chapters():
-        seen = timings.get(name, {"seconds": math.nan, "finished": 0.0})
-        state = "rebuilt" if seen["finished"] >= started else "up to date"
+        timing = _json(RESULTS / "timings" / f"{name}.json", {"seconds": "–", "finished": 0.0})
+        state = "rebuilt" if timing["finished"] >= started else "last good" if code else "up to date"
         if not (RESULTS / name).exists():
             state = "missing"
-        elif code and seen["finished"] < started:
-            state = "last good"
         rows = [row for row in claims(name) if row.holds is not None]
         held = f"{sum(row.holds for row in rows)}/{len(rows)}"
-        print(f"{name:34} {seen['seconds']:8.0f}  {state:11} {held:>7}  results/{name}/{name}.ipynb")
-    print(f"{'in all':34} {time.time() - started:8.0f}  this time; a chapter up to date shows what it took when it ran")
+        print(f"{name:34} {timing['seconds']:>8}  {state:10} {held:>7}  results/{name}/{name}.ipynb")
+    print(f"{'this time':34} {time.time() - started:>8.1f}")
     if code:
-        raise Refused("a stage failed: its message is above, its notebook under results/failed/")
+        raise Refused("the pipeline stopped; the reason is above the table")
+
+
+def dvc(*arguments: str) -> int:
+    """Run DVC, leave out its lines of no use here, and return its exit status."""
+    command = [sys.executable, "-m", "dvc", *arguments]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the stage, which ends in good order
+        for line in process.stdout:
+            if not line.startswith(NOISE):
+                print(line, end="", flush=True)
+        process.wait()
+        signal.signal(signal.SIGINT, before)
+    return process.returncode
+
+
+def mended() -> bool:
+    """Remove those of DVC's own files that a kill cut short; True if there were any.  DVC writes them anew."""
+    import voluptuous
+    from dvc.rwlock import SCHEMA
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+
+    torn = False
+    for file, schema in ((ROOT / "dvc.lock", COMPILED_LOCKFILE_SCHEMA), (ROOT / ".dvc" / "tmp" / "rwlock", SCHEMA)):
+        try:
+            if file.exists():
+                schema(read_yaml(file))
+        except (Refused, voluptuous.Invalid):
+            file.unlink()
+            torn = True
+            print(f"\n{file.relative_to(ROOT)} had been cut short, as by a kill: once more without it\n", flush=True)
+    return torn
+
+
+def _json(file: Path, default: object) -> object:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return default
 
 
 # --- the certificate --------------------------------------------------------------------------------------
@@ -67,65 +102,70 @@ def repro(*options: str) -> None:
 
 def fresh() -> None:
     """Force every stage and compare each output with what stood there before."""
+    lock = ROOT / "dvc.lock"
     with tempfile.TemporaryDirectory() as scratch:
         before = Path(scratch)
         for name in chapters():
             if (RESULTS / name).exists():
                 shutil.copytree(RESULTS / name, before / name)
         shutil.rmtree(RESULTS / "checkpoints", ignore_errors=True)
-        lock = _sha(ROOT / "dvc.lock")
+        locked = lock.read_bytes() if lock.exists() else b""
         repro("--force")
-        verdicts = {}
-        for name in chapters():
-            for file in sorted(p for p in (RESULTS / name).rglob("*") if p.is_file()):
-                relative = file.relative_to(RESULTS)
-                verdicts[str(relative)] = compare(before / relative, file)
-    counts = {v: list(verdicts.values()).count(v) for v in ("identical", "agrees", "differs", "new")}
-    same_lock = "unchanged" if lock == _sha(ROOT / "dvc.lock") else "changed"
+        outputs = sorted({file.relative_to(folder).as_posix() for folder in (before, RESULTS) for name in chapters()
+                          for file in (folder / name).rglob("*") if file.is_file()})
+        verdicts = {output: compare(before / output, RESULTS / output) for output in outputs}
+    counts = {verdict: list(verdicts.values()).count(verdict) for verdict in VERDICTS}
+    same_lock = "unchanged" if lock.read_bytes() == locked else "changed"
     certificate = {"machine": machine(), "dvc.lock": same_lock, "counts": counts, "outputs": verdicts}
     replace(RESULTS / "certificate.json", json.dumps(certificate, indent=1) + "\n")
     print(f"\ncertificate: {counts['identical']} outputs byte-identical, {counts['agrees']} agree to {DIGITS} digits, "
-          f"{counts['differs']} differ, {counts['new']} had no predecessor; dvc.lock {same_lock}")
-    for name, verdict in verdicts.items():
-        if verdict in ("agrees", "differs"):
-            print(f"  {verdict}: results/{name}")
+          f"{counts['differs']} differ, {counts['new']} new, {counts['gone']} gone; dvc.lock {same_lock}")
+    for output, verdict in verdicts.items():
+        if verdict != "identical":
+            print(f"  {verdict}: results/{output}")
     print("written to results/certificate.json")
 
 
 def compare(old: Path, new: Path) -> str:
-    """"identical" bytes; "agrees" where every number is equal to 4 digits; "differs"; "new" without `old`."""
-    if not old.exists():
-        return "new"
+    """"identical" bytes; "agrees" where all text is equal and all numbers to 4 digits; "differs"; "new"; "gone"."""
+    if not (old.exists() and new.exists()):
+        return "new" if new.exists() else "gone"
     a, b = old.read_bytes(), new.read_bytes()
     if a == b:
         return "identical"
-    if new.suffix == ".safetensors":
-        import torch
-        from safetensors.torch import load
-
-        a, b = load(a), load(b)
-        close = a.keys() == b.keys() and all(
-            a[k].shape == b[k].shape and torch.allclose(a[k], b[k], rtol=10.0**-DIGITS, atol=10.0**-DIGITS) for k in a)
-        return "agrees" if close else "differs"
-    if new.suffix not in (".json", ".ipynb"):
-        return "differs"
-    a, b = (_text(data, new.suffix) for data in (a, b))
-    x, y = ([float(n.replace("−", "-")) for n in NUMBER.findall(t)] for t in (a, b))
-    if NUMBER.sub("#", a) != NUMBER.sub("#", b) or len(x) != len(y):
-        return "differs"
-    close = all(math.isclose(p, q, rel_tol=10.0**-DIGITS, abs_tol=1e-12) for p, q in zip(x, y, strict=True))
-    return "agrees" if close else "differs"
+    close = {".safetensors": _close_tensors, ".json": _close_text, ".ipynb": _close_notebooks}.get(new.suffix)
+    return "agrees" if close and close(a, b) else "differs"
 
 
-def _text(data: bytes, suffix: str) -> str:
-    if suffix == ".json":
-        return data.decode()
-    outputs = []
-    for cell in json.loads(data)["cells"]:
+def _close_tensors(a: bytes, b: bytes) -> bool:
+    import torch
+    from safetensors.torch import load
+
+    def close(x: torch.Tensor, y: torch.Tensor) -> bool:
+        if (x.shape, x.dtype) != (y.shape, y.dtype):
+            return False
+        return not x.numel() or torch.allclose(x, y, rtol=0.0, atol=10.0**-DIGITS * float(x.abs().max()))
+
+    old, new = load(a), load(b)
+    return old.keys() == new.keys() and all(close(old[key], new[key]) for key in old)
+
+
+def _close_text(a: bytes, b: bytes) -> bool:
+    old, new = a.decode(), b.decode()
+    numbers = ([float(number.replace("−", "-")) for number in NUMBER.findall(text)] for text in (old, new))
+    return NUMBER.sub("#", old) == NUMBER.sub("#", new) and all(
+        math.isclose(x, y, rel_tol=10.0**-DIGITS, abs_tol=1e-12) for x, y in zip(*numbers, strict=True))
+
+
+def _close_notebooks(a: bytes, b: bytes) -> bool:
+    return _close_text(*(_without_images(json.loads(notebook)) for notebook in (a, b)))  # figures/ has the images
+
+
+def _without_images(notebook: dict) -> bytes:
+    for cell in notebook["cells"]:
         for output in cell.get("outputs", []):
-            rich = output.get("data", {})
-            outputs += [output.get("text", ""), rich.get("text/plain", ""), rich.get("text/markdown", "")]
-    return "\n".join("".join(part) for part in outputs)
+            output.get("data", {}).pop("image/png", None)
+    return json.dumps(notebook, ensure_ascii=False).encode()
 
 
 def machine() -> dict[str, str]:
@@ -143,43 +183,44 @@ def _lines(file: Path) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
 
-def _sha(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else ""
-
-
 # --- publishing -------------------------------------------------------------------------------------------
 
 
 def publish() -> None:
     """Copy what the pipeline made into the tree: notebooks/, docs/gallery/, docs/published.json, README's ledger."""
-    published, rows = {}, []
-    for name in chapters():
-        source, made = ROOT / "notebooks" / f"{name}.ipynb", RESULTS / name / f"{name}.ipynb"
-        if not made.exists():
-            raise Refused(f"{name}: no results to publish; run `make repro`")
-        if "injected-parameters" in made.read_text(encoding="utf-8"):
-            raise Refused(f"{name}: not made with the default parameters; restore params.yaml, then `make repro`")
-        if dumps(stripped(nbformat.read(source, as_version=4))) != dumps(stripped(nbformat.read(made, as_version=4))):
-            raise Refused(f"{name}: notebooks/{name}.ipynb has changed since its results were made; run `make repro`")
-        metrics, tolerances = (json.loads((RESULTS / name / f"{part}.json").read_text(encoding="utf-8"))
-                               for part in ("metrics", "tolerances"))
+    readme, gallery = ROOT / "README.md", ROOT / "docs" / "gallery"
+    head, *rest = re.split(f"{MARKS[0]}.*{MARKS[1]}", readme.read_text(encoding="utf-8"), flags=re.DOTALL)
+    if len(rest) != 1:
+        raise Refused(f"README.md: got no place for the ledger; need the marks {' and '.join(MARKS)}")
+    executed, published, rows = {}, {}, []
+    for name in chapters():  # refuse before anything is written
+        executed[name] = publishable(name)
+        metrics, tolerances = (_json(RESULTS / name / f"{part}.json", {}) for part in ("metrics", "tolerances"))
+        rows += claims(name)
         published[name] = {"metrics": metrics, "tolerances": tolerances,
                            "claims": {row.id: row.holds for row in claims(name)}}
-        rows += claims(name)
-    gallery = ROOT / "docs" / "gallery"
     gallery.mkdir(parents=True, exist_ok=True)
-    for name in chapters():
-        replace(ROOT / "notebooks" / f"{name}.ipynb", (RESULTS / name / f"{name}.ipynb").read_text(encoding="utf-8"))
+    for name, text in executed.items():
+        replace(ROOT / "notebooks" / f"{name}.ipynb", text)
         picture = RESULTS / name / "figures" / "gallery.png"
         if picture.exists():
             shutil.copyfile(picture, gallery / f"{name}.png")
     replace(ROOT / "docs" / "published.json",
             json.dumps({"machine": machine(), "chapters": published}, indent=1, ensure_ascii=False) + "\n")
-    readme = ROOT / "README.md"
-    head, rest = readme.read_text(encoding="utf-8").split(MARKS[0])
-    tail = rest.split(MARKS[1])[1]
-    replace(readme, f"{head}{MARKS[0]}\n{table(rows)}\n{MARKS[1]}{tail}")
+    replace(readme, f"{head}{MARKS[0]}\n{table(rows)}\n{MARKS[1]}{rest[0]}")
     print(f"published {len(published)} notebooks and {len(rows)} ledger rows")
+
+
+def publishable(name: str) -> str:
+    """The text of a chapter's executed notebook; refuses one that is not what the tree's notebook makes."""
+    made = RESULTS / name / f"{name}.ipynb"
+    if not made.exists():
+        raise Refused(f"{name}: no results to publish; run `make repro`")
+    if any(tagged(cell, INJECTED) for cell in read(made).cells):
+        raise Refused(f"{name}: not made with the default parameters; restore params.yaml, then `make repro`")
+    if dumps(stripped(read(made))) != dumps(stripped(read(ROOT / "notebooks" / f"{name}.ipynb"))):
+        raise Refused(f"{name}: notebooks/{name}.ipynb has changed since its results were made; run `make repro`")
+    return made.read_text(encoding="utf-8")
 
 
 if __name__ == "__main__":
