@@ -10,8 +10,10 @@ needs O(n) memory.  A Brownian reference with variance σ² over [0, 1] correspo
 
 Between Gaussians the bridge is Gaussian (Janati et al. 2020; Bunne et al. 2023, Table 1):
 
-    D = (4 S₀^½ S₁ S₀^½ + σ⁴ I)^½,    C = Cov(X₀, X₁) = ½ (S₀^½ D S₀^−½ − σ² I)
+    Δ = (4 S₀^½ S₁ S₀^½ + σ⁴ I)^½ − σ² I,    C = Cov(X₀, X₁) = ½ S₀^½ Δ S₀^−½
     S_t = (1−t)² S₀ + t² S₁ + t(1−t)(C + Cᵀ + σ² I)
+
+Each eigenvalue of Δ is √(μ + σ⁴) − σ² = μ/(√(μ + σ⁴) + σ²), which does not cancel when σ is large.
 """
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ import torch
 from torch import Tensor
 
 from lib import check
-from lib.kernels import gaussian_posterior
+from lib.kernels import GaussianPosterior, gaussian_posterior
+from lib.path import as_time, column
 
 KINDS = ("independent", "exact", "entropic")
 
@@ -53,8 +56,9 @@ def sinkhorn(x: Tensor, y: Tensor, epsilon: float, *, log_a: Tensor | None = Non
     """
     check.points("x", x)
     check.points("y", y, dim=x.shape[1], like=x)
-    check.positive("epsilon", epsilon)
+    check.finite("epsilon", check.positive("epsilon", epsilon))
     check.count("iterations", iterations)
+    check.positive("tolerance", tolerance)
     log_a, log_b = _normalised("log_a", log_a, x), _normalised("log_b", log_b, y)
     xs, ys, sigma = x.double(), y.double(), math.sqrt(epsilon / 2)
     g = torch.zeros_like(log_b) if g is None else check.vector("g", g, len(y), like=x).double()
@@ -99,17 +103,17 @@ def couple(x0: Tensor, x1: Tensor, kind: str, *, epsilon: float | None = None,
     check.generator("generator", generator)
     if (kind == "entropic") != (epsilon is not None):
         check.refuse("epsilon", epsilon, 'a number > 0 for kind "entropic" and None otherwise')
+    cost = torch.cdist(x0.double(), x1.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
     if kind == "independent":
         j = torch.randperm(len(x1), generator=generator, device=generator.device)
     elif kind == "exact":
-        cost = torch.cdist(x0.double(), x1.double()).square().cpu().numpy()
-        j = torch.from_numpy(ot.emd([], [], cost).argmax(1))
+        j = torch.from_numpy(ot.emd([], [], cost.cpu().numpy(), numItermax=10_000_000).argmax(1))
     else:
         plan = sinkhorn(x0, x1, epsilon)
         if not plan.converged:
             check.refuse("epsilon", f"{epsilon:g}, marginal error {plan.error:.1e} after all iterations",
                          "a larger temperature")
-        p = ((plan.g - torch.cdist(x0, x1).square()) / epsilon).softmax(1)
+        p = ((plan.g - cost) / epsilon).softmax(1)
         j = torch.multinomial(p.to(generator.device), 1, generator=generator)[:, 0]
     return x0, x1[j.to(x1.device)]
 
@@ -127,51 +131,59 @@ class GaussianBridge:
     entropic_cost: Tensor  # 0-d  min E‖X_0 − X_1‖² + 2σ² KL(π | p_0 ⊗ p_1)
 
     def mean(self, t: float | Tensor) -> Tensor:
-        """Mean (D,) of the marginal at time t."""
+        """Mean of the marginal at time t: (D,), or (B, D) for t (B,)."""
+        t = as_time(t, self.m0)[..., None]
         return (1 - t) * self.m0 + t * self.m1
 
     def covariance(self, t: float | Tensor) -> Tensor:
-        """Covariance (D, D) of the marginal at time t."""
-        C = self.cross_covariance
+        """Covariance of the marginal at time t: (D, D), or (B, D, D) for t (B,)."""
+        t, C = as_time(t, self.m0)[..., None, None], self.cross_covariance
         noise = self.sigma**2 * torch.eye(len(self.m0), dtype=C.dtype, device=C.device)
         return (1 - t) ** 2 * self.S0 + t**2 * self.S1 + t * (1 - t) * (C + C.T + noise)
 
     def forward_drift(self, t: float | Tensor, x: Tensor) -> Tensor:
-        """u(t, x) of dX = u dt + σ dW, x (B, D), 0 ≤ t < 1: (E[X_1|x] − x)/(1 − t)."""
-        if not 0 <= float(t) < 1:
-            check.refuse("t", f"{float(t):g}", "0 ≤ t < 1 for the forward drift")
-        gain = (1 - t) * self.cross_covariance.T + t * self.S1
-        return (self.m1 + self._regress(gain, t, x) - x) / (1 - t)
+        """u(t, x) of dX = u dt + σ dW, x (B, D), 0 ≤ t < 1 a number or (B,): (E[X_1|x] − x)/(1 − t)."""
+        t = self._time(t, x, excluded=1.0)
+        end = self.m1 + self._regress(self.cross_covariance.T, self.S1, t, x)
+        return (end - x) / column(1 - t, x)
 
     def backward_drift(self, t: float | Tensor, x: Tensor) -> Tensor:
-        """Drift of the time-reversed bridge, x (B, D), 0 < t ≤ 1: (E[X_0|x] − x)/t.
+        """Drift of the time-reversed bridge, x (B, D), 0 < t ≤ 1 a number or (B,): (E[X_0|x] − x)/t.
 
         forward + backward = σ²∇log p_t (Nelson); the probability flow is half of forward − backward.
         """
-        if not 0 < float(t) <= 1:
-            check.refuse("t", f"{float(t):g}", "0 < t ≤ 1 for the backward drift")
-        gain = (1 - t) * self.S0 + t * self.cross_covariance
-        return (self.m0 + self._regress(gain, t, x) - x) / t
+        t = self._time(t, x, excluded=0.0)
+        start = self.m0 + self._regress(self.S0, self.cross_covariance, t, x)
+        return (start - x) / column(t, x)
 
-    def _regress(self, gain: Tensor, t: float | Tensor, x: Tensor) -> Tensor:
-        return torch.linalg.solve(self.covariance(t), (x - self.mean(t)).T).T @ gain.T
+    def _time(self, t: float | Tensor, x: Tensor, *, excluded: float) -> Tensor:
+        check.points("x", x, dim=len(self.m0), like=self.m0)
+        t = as_time(t, x)
+        if not check.opaque(t) and bool((t == excluded).any()):
+            check.refuse("t", f"{excluded:g}", f"times other than {excluded:g}, where this drift is singular")
+        return t
+
+    def _regress(self, at0: Tensor, at1: Tensor, t: Tensor, x: Tensor) -> Tensor:
+        """K Cov(X_t)⁻¹ (x − mean), where K = (1 − t) at0 + t at1 is the covariance of an end with X_t."""
+        s = t[..., None, None]
+        gain = torch.linalg.solve(self.covariance(t), ((1 - s) * at0 + s * at1).mT).mT
+        return torch.einsum("...ij,...j->...i", gain, x - self.mean(t))
 
 
 def gaussian_bridge(m0: Tensor, S0: Tensor, m1: Tensor, S1: Tensor, sigma: float) -> GaussianBridge:
     """The bridge between two Gaussians: means (D,), covariances (D, D), a standard deviation σ > 0."""
-    check.positive("sigma", sigma)
-    d = len(m0)
-    for name, v in (("m0", m0), ("m1", m1)):
-        check.vector(name, v, d, like=m0)
+    sigma = check.finite("sigma", check.positive("sigma", sigma)).item()
+    d = len(check.vector("m0", m0))
+    check.vector("m1", m1, d, like=m0)
     for name, S in (("S0", S0), ("S1", S1)):
         covariance(name, S, d, like=m0)
-    eye = torch.eye(d, dtype=S0.dtype, device=S0.device)
     root = power(S0, 0.5)
-    D = power(4 * root @ S1 @ root + sigma**4 * eye, 0.5)
-    C = (root @ D @ power(S0, -0.5) - sigma**2 * eye) / 2
-    cost = ((m0 - m1).square().sum() + torch.trace(S0 + S1 - D) + d * sigma**2 * (1 - math.log(2 * sigma**2))
-            + sigma**2 * torch.logdet(D + sigma**2 * eye))
-    return GaussianBridge(m0, S0, m1, S1, float(sigma), C, cost)
+    mu, vectors = torch.linalg.eigh(4 * root @ S1 @ root)
+    delta = mu / ((mu + sigma**4).sqrt() + sigma**2)
+    C = root @ (vectors * delta) @ vectors.T @ power(S0, -0.5) / 2
+    cost = ((m0 - m1).square().sum() + torch.trace(S0 + S1) - delta.sum()
+            + sigma**2 * torch.log1p(delta / (2 * sigma**2)).sum())
+    return GaussianBridge(m0, S0, m1, S1, sigma, C, cost)
 
 
 def covariance(name: str, S: Tensor, d: int, *, like: Tensor) -> Tensor:
@@ -188,6 +200,106 @@ def covariance(name: str, S: Tensor, d: int, *, like: Tensor) -> Tensor:
 
 
 def power(S: Tensor, exponent: float) -> Tensor:
-    """Power of a symmetric positive semi-definite matrix, by its eigenvalues."""
+    """Power of symmetric positive semi-definite matrices (…, d, d), by their eigenvalues."""
     values, vectors = torch.linalg.eigh(S)
-    return (vectors * values.clamp_min(0) ** exponent) @ vectors.T
+    return (vectors * values.clamp_min(0)[..., None, :] ** exponent) @ vectors.mT
+
+
+@dataclass(frozen=True)
+class CloudBridge:
+    """Schrödinger bridge between weighted clouds: Sinkhorn's plan, its pairs joined by Brownian bridges.
+
+    With a_i e^{f_i/ε} and b_j e^{g_j/ε} as log-weights, ε = 2σ², everything is two of the one reduction:
+    at noise σ√t over x0 and at noise σ√(1−t) over x1.
+    """
+
+    x0: Tensor  # (n, D)
+    x1: Tensor  # (m, D)
+    sigma: float
+    log_w0: Tensor  # (n,)  log a + f/ε
+    log_w1: Tensor  # (m,)  log b + g/ε
+
+    def forward_drift(self, t: float | Tensor, x: Tensor) -> Tensor:
+        """(E[X_1|x] − x)/(1 − t) for x (B, D), 0 ≤ t < 1 a number or (B,)."""
+        return (self._seen(1, t, x).mean - x) / column(1 - as_time(t, x), x)
+
+    def backward_drift(self, t: float | Tensor, x: Tensor) -> Tensor:
+        """(E[X_0|x] − x)/t for x (B, D), 0 < t ≤ 1 a number or (B,)."""
+        return (self._seen(0, t, x).mean - x) / column(as_time(t, x), x)
+
+    def log_p(self, t: float | Tensor, x: Tensor) -> Tensor:
+        """log-density (B,) of the bridge at 0 < t < 1, nats."""
+        t = as_time(t, x)
+        return (self._seen(0, t, x).log_z + self._seen(1, t, x).log_z
+                - x.shape[1] / 2 * torch.log(2 * math.pi * self.sigma**2 * t * (1 - t)))
+
+    def _seen(self, end: int, t: float | Tensor, x: Tensor) -> GaussianPosterior:
+        t = as_time(t, x)
+        points, log_w, time = (self.x1, self.log_w1, 1 - t) if end else (self.x0, self.log_w0, t)
+        return gaussian_posterior(x, points, self.sigma * time.sqrt(), log_w=log_w)
+
+
+def cloud_bridge(x0: Tensor, x1: Tensor, sigma: float, **options: object) -> CloudBridge:
+    """The bridge between x0 (n, D) and x1 (m, D); `options` are those of `sinkhorn`, which must converge."""
+    epsilon = 2 * check.positive("sigma", sigma).item() ** 2
+    plan = sinkhorn(x0, x1, epsilon, **options)
+    if not plan.converged:
+        check.refuse("sigma", f"{sigma:g}, marginal error {plan.error:.1e} after all iterations", "a larger σ")
+    log_a, log_b = (_normalised(name, options.get(name), x).to(x) for name, x in (("log_a", x0), ("log_b", x1)))
+    return CloudBridge(x0, x1, sigma, log_a + plan.f / epsilon, log_b + plan.g / epsilon)
+
+
+@dataclass(frozen=True)
+class MixtureBridge:
+    """Schrödinger bridge whose plan is known from any p_0: Brownian motion seen through a Gaussian mixture.
+
+    π(y | x) ∝ N(y; x, σ²I) φ(y),  φ = Σ_k w_k N(r_k, s²I): a mixture over k again, with softmax weights
+    (Gushchin et al. 2023; Korotin et al. 2024).  The law of y is whatever it comes to be.
+    """
+
+    centres: Tensor  # (K, D)  r_k
+    std: float  # s > 0
+    sigma: float
+
+    def forward_drift(self, t: float | Tensor, x: Tensor) -> Tensor:
+        """σ²∇log E[φ(X_1) | X_t = x] for x (B, D), t a number or (B,)."""
+        variance = self.std**2 + self.sigma**2 * (1 - as_time(t, x))
+        mean = gaussian_posterior(x, self.centres, variance.sqrt()).mean
+        return column(self.sigma**2 / variance, x) * (mean - x)
+
+    def conditional(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (B, D) and covariance (B, D, D) of y given x (B, D)."""
+        p, gain = self._weights(x), self._gain
+        mean, eye = p @ self.centres, torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+        off = self.centres - mean[:, None]
+        spread = torch.einsum("bk,bki,bkj->bij", p, off, off)
+        return x + gain * (mean - x), gain * self.std**2 * eye + gain**2 * spread
+
+    def sample(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """One y (B, D) for each x (B, D)."""
+        k = torch.multinomial(self._weights(x), 1, generator=generator)[:, 0]
+        z = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        return x + self._gain * (self.centres[k] - x) + math.sqrt(self._gain) * self.std * z
+
+    @property
+    def _gain(self) -> float:
+        return self.sigma**2 / (self.sigma**2 + self.std**2)
+
+    def _weights(self, x: Tensor) -> Tensor:
+        return (-torch.cdist(x, self.centres).square() / (2 * (self.sigma**2 + self.std**2))).softmax(1)
+
+
+def conditional_uvp(bridge: MixtureBridge, x: Tensor, y: Tensor) -> float:
+    """cBW₂²-UVP in per cent: how far conditional samples y (B, n, D), n for each x (B, D), are from the known plan.
+
+    100 · E_x W₂²(Gaussians with the moments of y and of π(·|x)) / total variance of y under the plan, the
+    latter over the x given (Gushchin et al. 2023).  0 is exact; n samples leave a bias of order tr Cov/n.
+    """
+    mean, cov = bridge.conditional(x)
+    root, found = power(cov, 0.5), torch.stack([torch.cov(rows.T) for rows in y])
+    w2 = ((mean - y.mean(1)).square().sum(1) + _trace(cov) + _trace(found) - 2 * _trace(power(root @ found @ root, 0.5)))
+    return float(100 * w2.mean() / (_trace(cov).mean() + mean.var(0, correction=0).sum()))
+
+
+def _trace(S: Tensor) -> Tensor:
+    return S.diagonal(dim1=-2, dim2=-1).sum(-1)

@@ -41,8 +41,8 @@ def test_likelihood_along_the_exact_field(p, end, generator):
             lambda y: posterior(p, end[1], y, data).log_p, lambda t, y: divergence(p, t, y, data))
         return float((carried - exact).abs().mean())
 
-    coarse, fine = error(24), error(48)
-    assert fine < 1e-6
+    coarse, fine = error(16), error(32)
+    assert fine < 1e-5
     assert 12 < coarse / fine < 20
 
 
