@@ -8,10 +8,11 @@ of scalars whose "loss" is minimised while the others are recorded.  So a notebo
 
 Checkpoints hold everything that the future depends on (weights, average, optimiser, generator, history)
 and are written whole or not at all, so a run killed at any step resumes to the same bits.  They are named
-by the state they started from: the same call with other weights, seed or settings never meets them.
+by where they started: the same call with other weights, seed, settings or loss never meets them.
 """
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import os
@@ -64,27 +65,34 @@ def fit(model: nn.Module, loss: Loss, steps: int, *, generator: torch.Generator,
     the model was last called with.  The model given is left at its last weights.
     """
     check.count("steps", steps)
-    check.positive("lr", lr)
+    check.finite("lr", check.positive("lr", lr))
     check.generator("generator", generator)
+    if clip is not None:
+        check.positive("clip", clip)
     if ema is not None:
         check.within("ema", ema, 0.0, 1.0)
     optimiser = torch.optim.Adam(model.parameters(), lr=lr)
     average = None if ema is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema))
     history: dict[str, list[float]] = {}
-    file = _file(checkpoints, model, generator, (name, steps, lr, schedule.__name__, ema, clip))
+    rates = [lr * schedule(step / steps) for step in range(steps)]
+    file = _file(checkpoints, model, loss, generator, (name, rates, ema, clip))
     start = _load(file, model, optimiser, average, generator, history)
     saved, seen = time.monotonic(), {}
-    watch = model.register_forward_pre_hook(lambda _, args: seen.update(args=args))
+
+    def remember(_: nn.Module, args: tuple) -> None:
+        if not check.opaque(*args):
+            seen["args"] = args
+
+    watch = model.register_forward_pre_hook(remember)
     model.train()
     try:
         with progress(desc=name, total=steps) as bar:
             bar.update(start)
             for step in range(start, steps):
                 for group in optimiser.param_groups:
-                    group["lr"] = lr * schedule(step / steps)
+                    group["lr"] = rates[step]
                 optimiser.zero_grad(set_to_none=True)
-                terms = loss(model, generator)
-                terms = terms if isinstance(terms, dict) else {"loss": terms}
+                terms = _terms(loss, model, generator)
                 if not bool(torch.isfinite(terms["loss"])):
                     raise FloatingPointError(f"{name}: loss is {terms['loss'].item()} at step {step} of {steps}; "
                                              f"the model was last called with {_describe(seen)}")
@@ -109,15 +117,26 @@ def fit(model: nn.Module, loss: Loss, steps: int, *, generator: torch.Generator,
     return Fit(result, {key: torch.tensor(values) for key, values in history.items()})
 
 
+def _terms(loss: Loss, model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
+    terms = loss(model, generator)
+    terms = terms if isinstance(terms, dict) else {"loss": terms}
+    for key, value in {"loss": None, **terms}.items():
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            check.refuse("loss", f"{key!r} of {got}", 'a scalar tensor, or a dict of them with a "loss"')
+    return terms
+
+
 def _describe(seen: dict) -> str:
-    tensors = [a for a in seen.get("args", ()) if isinstance(a, Tensor)]
-    if not tensors:
-        return "no tensors"
-    t, x = (tensors[0], tensors[-1]) if len(tensors) == 1 else tensors[:2]
-    return f"t from {t.min().item():.4g} to {t.max().item():.4g} and largest |x| {x.abs().max().item():.4g}"
+    numbers = [torch.as_tensor(a) for a in seen.get("args", ()) if isinstance(a, (int, float, Tensor))]
+    if not numbers:
+        return "no numbers"
+    *t, x = numbers[:2]
+    when = "".join(f"t from {s.min().item():.4g} to {s.max().item():.4g} and " for s in t)
+    return f"{when}largest |x| {x.abs().max().item():.4g}"
 
 
-def _file(folder: str | os.PathLike | None, model: nn.Module, generator: torch.Generator,
+def _file(folder: str | os.PathLike | None, model: nn.Module, loss: Loss, generator: torch.Generator,
           settings: tuple) -> Path | None:
     folder = folder or os.environ.get(CHECKPOINTS)
     if not folder:
@@ -125,7 +144,15 @@ def _file(folder: str | os.PathLike | None, model: nn.Module, generator: torch.G
     digest = hashlib.sha256(repr(settings).encode())
     for key, value in model.state_dict().items():
         digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    digest.update(generator.get_state().numpy().tobytes())
+    state = generator.get_state()
+    digest.update(state.cpu().numpy().tobytes())
+    # The loss itself cannot be hashed; its first value can, off the start, where a zero network hides much.
+    moved = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        for p in moved.parameters():
+            p.add_(0.01)
+    digest.update(repr({k: float(v.detach()) for k, v in _terms(loss, moved, generator).items()}).encode())
+    generator.set_state(state)
     return Path(folder) / f"{digest.hexdigest()[:16]}.pt"
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import check
+from lib.path import column
 
 
 @contextmanager
@@ -26,16 +27,29 @@ def seeded(generator: torch.Generator) -> Iterator[None]:
 
 
 class TimeFeatures(nn.Module):
-    """t of shape () or (B,) -> (B, 1 + 2K)."""
+    """A time for all rows of x (B, …), or one for each (B,) -> (B, 1 + 2K)."""
 
     def __init__(self, frequencies: int = 6) -> None:
         super().__init__()
         self.size = 1 + 2 * frequencies
         self.register_buffer("omega", math.pi * torch.arange(1, frequencies + 1))
 
-    def forward(self, t: Tensor, batch: int) -> Tensor:
-        t = t.expand(batch)[:, None]
+    def forward(self, t: Tensor | float, x: Tensor) -> Tensor:
+        t = column(torch.as_tensor(t, dtype=x.dtype, device=x.device), x).expand(len(x), 1)
         return torch.cat([t, torch.cos(t * self.omega), torch.sin(t * self.omega)], 1)
+
+
+def embedded(embedding: nn.Embedding | None, label: Tensor | None, x: Tensor) -> Tensor | float:
+    """The embedding of integer labels (B,), one for each row of x; 0 for a network without classes."""
+    if embedding is None and label is None:
+        return 0.0
+    if embedding is None or label is None:
+        check.refuse("label", "None" if label is None else "labels",
+                     "labels for a network with classes, None for one without")
+    if label.shape != x.shape[:1] or label.dtype not in (torch.int32, torch.int64):
+        check.refuse("label", f"{label.dtype} of shape {tuple(label.shape)}", f"integers of shape ({len(x)},)")
+    check.within("label", label, 0, embedding.num_embeddings - 1)
+    return embedding(label)
 
 
 class MLP(nn.Module):
@@ -50,22 +64,23 @@ class MLP(nn.Module):
     def __init__(self, dim: int, *, generator: torch.Generator, out: int | None = None, width: int = 256,
                  depth: int = 3, frequencies: int = 6, classes: int = 0, zero: bool = False) -> None:
         super().__init__()
-        for name, value in (("dim", dim), ("width", width), ("depth", depth)):
+        out = dim if out is None else out
+        for name, value in (("dim", dim), ("out", out), ("width", width), ("depth", depth)):
             check.count(name, value)
+        self.dim = dim
         with seeded(generator):
             self.time = TimeFeatures(frequencies)
             self.embedding = nn.Embedding(classes, width) if classes else None
             self.first = nn.Linear(dim + self.time.size, width)
             self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
-            self.last = nn.Linear(width, dim if out is None else out)
+            self.last = nn.Linear(width, out)
         if zero:
             nn.init.zeros_(self.last.weight)
             nn.init.zeros_(self.last.bias)
 
     def forward(self, t: Tensor | float, x: Tensor, label: Tensor | None = None) -> Tensor:
-        h = self.first(torch.cat([x, self.time(torch.as_tensor(t, dtype=x.dtype, device=x.device), len(x))], 1))
-        if self.embedding is not None:
-            h = h + self.embedding(label)
+        check.rows("x", x, dim=self.dim)
+        h = self.first(torch.cat([x, self.time(t, x)], 1)) + embedded(self.embedding, label, x)
         for layer in self.hidden:
             h = layer(nn.functional.silu(h))
         return self.last(nn.functional.silu(h))
@@ -97,9 +112,8 @@ class ConvNet(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, t: Tensor | float, x: Tensor, label: Tensor | None = None) -> Tensor:
-        condition = self.condition(self.time(torch.as_tensor(t, dtype=x.dtype, device=x.device), len(x)))
-        if self.embedding is not None:
-            condition = condition + self.embedding(label)
+        check.rows("x", x, dim=math.prod(self.shape))
+        condition = self.condition(self.time(t, x)) + embedded(self.embedding, label, x)
         condition = nn.functional.silu(condition)
         h = self.first(x.unflatten(1, self.shape))
         for shift, (one, two) in zip(self.shift, self.block, strict=True):

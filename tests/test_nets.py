@@ -1,0 +1,105 @@
+"""Networks: seeded, shaped, conditioned on time and class as documented."""
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from lib.nets import MLP, ConvNet, TimeFeatures, seeded
+
+BUILD = {
+    "MLP": lambda g, **k: MLP(16, generator=g, width=24, depth=2, **k),
+    "ConvNet": lambda g, **k: ConvNet(4, generator=g, width=8, depth=2, **k),
+}
+every_network = pytest.mark.parametrize("build", BUILD.values(), ids=BUILD)
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def awake(net):
+    """A network whose last layer is not zero."""
+    torch.nn.init.normal_(net.last.weight, generator=rng(9))
+    return net
+
+
+@every_network
+def test_a_seed_fixes_the_weights_and_the_global_state_is_untouched(build):
+    before = torch.get_rng_state()
+    one, same, other = (build(rng(s)).state_dict() for s in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(one[k], same[k]) for k in one)
+    assert not torch.equal(one["first.weight"], other["first.weight"])
+    g = rng()
+    assert not torch.equal(build(g).first.weight, build(g).first.weight)  # the generator moves on
+
+
+def test_the_global_state_comes_back_after_an_error():
+    before = torch.get_rng_state()
+    with pytest.raises(RuntimeError), seeded(rng()):
+        torch.rand(3)
+        raise RuntimeError
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@every_network
+def test_a_number_a_scalar_and_a_batch_of_times_agree(build):
+    net, x = awake(build(rng())), torch.randn(5, 16, generator=rng(1))
+    out = net(0.3, x)
+    assert out.shape == (5, 16)
+    for t in (torch.tensor(0.3), torch.full((5,), 0.3), torch.tensor(0.3, dtype=torch.float64)):
+        assert torch.allclose(net(t, x), out, atol=1e-6)
+    t = torch.linspace(0, 1, 5)
+    rows = torch.cat([net(t[i], x[i:i + 1]) for i in range(5)])
+    assert torch.allclose(net(t, x), rows, atol=1e-5) and not torch.allclose(net(t, x), out, atol=1e-3)
+
+
+def test_time_features_tell_the_ends_apart_and_stay_bounded():
+    f = TimeFeatures(6)(torch.linspace(0, 1, 101), torch.zeros(101, 2))
+    assert f.shape == (101, 13) and f.abs().max() <= 1
+    assert (f[0] - f[-1]).abs().max() > 1
+    exact = [0.25, *(math.cos(math.pi * k / 4) for k in range(1, 7)), *(math.sin(math.pi * k / 4) for k in range(1, 7))]
+    assert f[25].tolist() == pytest.approx(exact, abs=1e-6)
+
+
+@every_network
+def test_classes_condition_the_field(build):
+    net, x = awake(build(rng(), classes=3)), torch.randn(1, 16, generator=rng(1)).expand(3, 16)
+    out = net(0.5, x, torch.arange(3))
+    assert (out[0] - out[1]).abs().max() > 1e-3 and (out[1] - out[2]).abs().max() > 1e-3
+    assert torch.allclose(net(0.5, x, torch.tensor([2, 2, 2])), out[2].expand(3, 16), atol=1e-6)
+    for label in (None, torch.zeros(2).long(), torch.zeros(3), torch.tensor([0, 1, 3]), torch.tensor([-1, 0, 0])):
+        with pytest.raises(ValueError, match=r"^label: got .+; need"):
+            net(0.5, x, label)
+    with pytest.raises(ValueError, match=r"^label: got labels; need"):
+        build(rng())(0.5, x, torch.arange(3))
+
+
+def test_zero_start_and_sizes():
+    x = torch.randn(4, 6, generator=rng())
+    assert MLP(6, generator=rng(), zero=True)(0.1, x).abs().max() == 0 < MLP(6, generator=rng())(0.1, x).abs().max()
+    assert ConvNet(4, generator=rng())(0.1, torch.ones(2, 16)).abs().max() == 0
+    assert MLP(6, generator=rng(), out=3)(0.1, x).shape == (4, 3)
+    deep = MLP(6, generator=rng(), width=10, depth=4)
+    assert sum(p.numel() for p in deep.parameters()) == (6 + 13 + 1) * 10 + 3 * 110 + 11 * 6
+    assert ConvNet(4, generator=rng(), channels=3)(0.1, torch.ones(2, 48)).shape == (2, 48)
+
+
+def test_the_convolution_sees_neighbours_only():
+    """Flattened images are rows of a square: a corner pixel cannot reach the far corner through one block."""
+    net = awake(ConvNet(12, generator=rng(), width=4, depth=1))
+    jacobian = torch.func.jacrev(lambda y: net(0.5, y[None])[0])(torch.randn(144, generator=rng(1)))
+    reach = jacobian[0].reshape(12, 12).abs() > 0
+    assert reach[:5, :5].all() and reach.sum() == 25  # four 3 × 3 convolutions
+
+
+@every_network
+def test_gradients_are_finite_and_fields_smooth(build):
+    net, x = awake(build(rng())), torch.randn(5, 16, generator=rng(1))
+    net(torch.rand(5, generator=rng(2)), x).square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.abs().max() > 0 for p in net.parameters())
+    tangent = torch.func.jvp(lambda t: net(t, x), (torch.tensor(0.5),), (torch.tensor(1.0),))[1]
+    assert tangent.isfinite().all() and tangent.abs().max() > 0
+    assert net.double()(0.5, x.double()).dtype == torch.float64
