@@ -1,12 +1,12 @@
 r"""Data: two-dimensional classics with exact densities, and real sets that ship with the repository.
 
-Every classic is a `Toy` with `sample(n, generator)` and `log_prob(x)` in nats.  Mixtures, checkerboard and
-pinwheel have closed forms.  Curves blurred by Gaussian noise (moons, spirals, Swiss roll, S-curve, circles),
+Every classic is a `Toy`.  Mixtures, checkerboard and pinwheel have closed-form densities.  Curves blurred by
+Gaussian noise (moons, spirals, Swiss roll, S-curve, circles),
 
     p(x) = ∫ N(x; c(u), s² I) du,
 
-are integrated by composite Gauss–Legendre quadrature, exact to rounding for the widths used here: a
-quadrature rule is a weighted point cloud, so their log-density is the one reduction again.
+are integrated by composite Gauss–Legendre quadrature in √u, exact to rounding for the widths used here:
+a quadrature rule is a weighted point cloud, so their log-density is the one reduction again.
 
 Real sets are read from `data/` (made by `scripts/make_data.py`, pulled by `dvc pull data.dvc`), checked against
 a committed SHA-256, and split by seed.  Larger sets come through OpenML.
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path as File
@@ -65,10 +64,12 @@ class Toy:
 
 def mixture(name: str, centres: Tensor, std: float) -> Toy:
     """Equal mixture of isotropic Gaussians: centres (K, 2), standard deviation `std`."""
-    centres = centres.double()
+    centres = check.points("centres", centres, dim=2).double()
+    check.positive("std", std)
 
     def sample(n: int, g: torch.Generator) -> Tensor:
-        return centres[torch.randint(len(centres), (n,), generator=g)] + std * _normal((n, 2), g)
+        which = torch.randint(len(centres), (n,), generator=g)
+        return centres[which] + std * torch.randn((n, 2), generator=g, dtype=torch.float64)
 
     def log_prob(x: Tensor) -> Tensor:
         return gaussian_posterior(x, centres.to(x.device), std).log_z - math.log(2 * math.pi * std**2)
@@ -94,7 +95,7 @@ def checkerboard() -> Toy:
     def sample(n: int, g: torch.Generator) -> Tensor:
         column = torch.randint(4, (n,), generator=g)
         row = 2 * torch.randint(2, (n,), generator=g) + column % 2
-        return 2 * (torch.stack([column, row], 1) + _uniform((n, 2), g)) - 4
+        return 2 * (torch.stack([column, row], 1) + torch.rand((n, 2), generator=g, dtype=torch.float64)) - 4
 
     def log_prob(x: Tensor) -> Tensor:
         cell = torch.div(x + 4, 2, rounding_mode="floor")
@@ -115,7 +116,7 @@ def pinwheel(arms: int = 5, radial: float = 0.6, tangential: float = 0.2, twist:
     scale, centre = torch.tensor([[radial, tangential], [2.0, 0.0]], dtype=torch.float64)
 
     def sample(n: int, g: torch.Generator) -> Tensor:
-        z = centre + scale * _normal((n, 2), g)
+        z = centre + scale * torch.randn((n, 2), generator=g, dtype=torch.float64)
         return _rotate(z, angle[torch.randint(arms, (n,), generator=g)] + twist * z.norm(dim=1))
 
     def log_prob(x: Tensor) -> Tensor:
@@ -129,16 +130,17 @@ def pinwheel(arms: int = 5, radial: float = 0.6, tangential: float = 0.2, twist:
 
 def curves(name: str, parts: list[Callable[[Tensor], Tensor]], std: float, panels: int = 96, order: int = 16) -> Toy:
     """Equal mixture of curves u ∈ [0, 1] → R², u uniform, plus isotropic Gaussian noise `std`."""
+    check.positive("std", std)
     z, w = np.polynomial.legendre.leggauss(order)
-    edges = np.arange(panels)[:, None]
-    u = torch.from_numpy(((edges + (z + 1) / 2) / panels).ravel())
-    log_w = torch.from_numpy(np.log(np.tile(w / 2 / panels, panels * len(parts)) / len(parts)).ravel())
-    nodes = torch.cat([c(u) for c in parts])
+    root = torch.from_numpy(((np.arange(panels)[:, None] + (z + 1) / 2) / panels).ravel())  # √u: smooth in √u is enough
+    weight = torch.from_numpy(np.tile(w / 2 / panels, panels)) * 2 * root / len(parts)
+    nodes, log_w = torch.cat([c(root**2) for c in parts]), weight.log().repeat(len(parts))
 
     def sample(n: int, g: torch.Generator) -> Tensor:
-        which, u = torch.randint(len(parts), (n,), generator=g), _uniform((n,), g)
+        which = torch.randint(len(parts), (n,), generator=g)
+        u = torch.rand((n,), generator=g, dtype=torch.float64)
         on_curve = torch.stack([c(u) for c in parts])[which, torch.arange(n)]
-        return on_curve + std * _normal((n, 2), g)
+        return on_curve + std * torch.randn((n, 2), generator=g, dtype=torch.float64)
 
     def log_prob(x: Tensor) -> Tensor:
         seen = gaussian_posterior(x, nodes.to(x.device), std, log_w=log_w.to(x.device))
@@ -192,14 +194,6 @@ TOYS: dict[str, Callable[[], Toy]] = {
 }
 
 
-def _normal(shape: tuple[int, ...], g: torch.Generator) -> Tensor:
-    return torch.randn(shape, generator=g, dtype=torch.float64)
-
-
-def _uniform(shape: tuple[int, ...], g: torch.Generator) -> Tensor:
-    return torch.rand(shape, generator=g, dtype=torch.float64)
-
-
 def _rotate(z: Tensor, angle: Tensor) -> Tensor:
     c, s = angle.cos(), angle.sin()
     return torch.stack([c * z[:, 0] - s * z[:, 1], s * z[:, 0] + c * z[:, 1]], 1)
@@ -226,15 +220,15 @@ def digits(*, seed: int = 0, dequantise: bool = True) -> Splits:
     Pixels have 17 levels k.  `dequantise` returns (k + U)/17, U uniform on [0, 1), whose density p bounds
     the probability of the levels: log P(k) ≥ E log p − 64 log 17.  Without it, k/16.
     """
-    raw, g = _load("digits.npz"), torch.Generator().manual_seed(seed)
+    g, raw = torch.Generator().manual_seed(check.count("seed", seed, low=0)), _load("digits.npz")
     k = torch.from_numpy(raw["images"].reshape(-1, 64).astype(np.float32))
-    x = (k + torch.rand(k.shape, generator=g)) / 17 if dequantise else k / 16
-    return _split(x, torch.from_numpy(raw["labels"].astype(np.int64)), g, validation=300, test=300)
+    splits = _split(k, torch.from_numpy(raw["labels"].astype(np.int64)), g, validation=300, test=300)
+    return _scaled(splits, 17, dequantise, g)
 
 
 def breast_cancer(*, seed: int = 0) -> Splits:
     """569 biopsies × 30 positive measurements in their own units, label 1 benign: 369 / 100 / 100 by `seed`."""
-    raw, g = _load("breast_cancer.npz"), torch.Generator().manual_seed(seed)
+    g, raw = torch.Generator().manual_seed(check.count("seed", seed, low=0)), _load("breast_cancer.npz")
     x = torch.from_numpy(raw["features"].astype(np.float32))
     return _split(x, torch.from_numpy(raw["labels"].astype(np.int64)), g, validation=100, test=100)
 
@@ -255,35 +249,40 @@ def patches(n: int = 50_000, *, seed: int = 0, side: int = 8, colour: bool = Fal
     """
     check.count("n", n, low=10)
     check.count("side", side)
-    g = torch.Generator().manual_seed(seed)
+    g = torch.Generator().manual_seed(check.count("seed", seed, low=0))
     images = [image if colour else image.double().mean(2, keepdim=True).round() for image in photographs().values()]
     width = images[0].shape[1]
     first, second = int(0.7 * width), int(0.85 * width)
     bands = ((0, first), (first + side, second), (second + side, width))
-    return Splits(*(_cut(images, band, size, side, remove_mean, dequantise, g)
-                    for band, size in zip(bands, (n, n // 10, n // 10), strict=True)))
+    if min(right - left for left, right in bands) < side:
+        check.refuse("side", side, f"bands of {width} columns wide enough for a patch")
+    cut = Splits(*(_cut(images, band, size, side, g) for band, size in zip(bands, (n, n // 10, n // 10), strict=True)))
+    splits = _scaled(cut, 256, dequantise, g)
+    if remove_mean:
+        splits = Splits(*(Part((x - x.mean(1, keepdim=True))[:, :-1].contiguous(), label) for x, label in splits))
+    return splits
 
 
-def _cut(images: list[Tensor], band: tuple[int, int], n: int, side: int, remove_mean: bool, dequantise: bool,
-         g: torch.Generator) -> Part:
+def _cut(images: list[Tensor], band: tuple[int, int], n: int, side: int, g: torch.Generator) -> Part:
     windows = torch.stack([image[:, band[0]:band[1]].unfold(0, side, 1).unfold(1, side, 1) for image in images])
-    images_n, rows, columns = windows.shape[:3]
-    available = images_n * rows * columns
+    available = math.prod(windows.shape[:3])
     if n > available:
         check.refuse("n", n, f"at most {available} patches of side {side} in this band")
-    i = torch.randperm(available, generator=g)[:n]
-    label, row, column = i // (rows * columns), i // columns % rows, i % columns
-    k = windows[label, row, column].permute(0, 2, 3, 1).reshape(n, -1).float()
-    x = (k + torch.rand(k.shape, generator=g)) / 256 if dequantise else k / 255
-    if remove_mean:
-        x = (x - x.mean(1, keepdim=True))[:, :-1]
-    return Part(x.contiguous(), label)
+    place = torch.unravel_index(torch.randperm(available, generator=g)[:n], windows.shape[:3])  # label, row, column
+    return Part(windows[place].permute(0, 2, 3, 1).reshape(n, -1).float(), place[0])
+
+
+def _scaled(splits: Splits, levels: int, dequantise: bool, g: torch.Generator) -> Splits:
+    """(k + U)/levels or k/(levels − 1), after the split: one seed means one split, dequantised or not."""
+    def scale(k: Tensor) -> Tensor:  # U stays 2⁻¹⁶ short of 1, or float32 would sometimes round up to the next level
+        noise = torch.rand(k.shape, generator=g) * (1 - 2**-16) if dequantise else 0
+        return (k + noise) / (levels if dequantise else levels - 1)
+    return Splits(*(Part(scale(k), label) for k, label in splits))
 
 
 def _split(x: Tensor, label: Tensor, g: torch.Generator, *, validation: int, test: int) -> Splits:
-    order = torch.randperm(len(x), generator=g)
-    sizes = (len(x) - validation - test, validation, test)
-    return Splits(*(Part(x[i], label[i]) for i in order.split(sizes)))
+    parts = torch.randperm(len(x), generator=g).split((len(x) - validation - test, validation, test))
+    return Splits(*(Part(x[i], label[i]) for i in parts))
 
 
 def _load(name: str) -> dict[str, np.ndarray]:
@@ -292,8 +291,8 @@ def _load(name: str) -> dict[str, np.ndarray]:
         raise FileNotFoundError(f"data/{name} is missing; need the bundled data: `make data` or `dvc pull data.dvc`")
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != SHA256[name]:
-        raise ValueError(f"data/{name}: got SHA-256 {found[:12]}…; need {SHA256[name][:12]}…: the file is damaged; "
-                         "delete it and run `make data`")
+        check.refuse(f"data/{name}", f"SHA-256 {found[:12]}…",
+                     f"{SHA256[name][:12]}…: the file is damaged; delete it and run `make data`")
     with np.load(file) as arrays:
         return {key: arrays[key] for key in arrays.files}
 
@@ -323,12 +322,13 @@ def normaliser(x: Tensor, *, per_coordinate: bool = False) -> Affine:
     shift = x.mean(0)
     moment = (x - shift).square().mean(0)
     scale = (moment if per_coordinate else moment.mean().expand_as(moment)).sqrt()
-    if bool((scale == 0).any()):
-        check.refuse("x", f"{int((scale == 0).sum())} constant coordinates", "coordinates that vary")
+    constant = (x == x[0]).all(0)
+    if bool(constant.any() if per_coordinate else constant.all()):
+        check.refuse("x", f"{int(constant.sum())} constant coordinates of {x.shape[1]}", "coordinates that vary")
     return Affine(shift, scale.clone())
 
 
-def openml(name: str, *, cache: str | os.PathLike | None = None) -> Part:
+def openml(name: str, *, cache: str | File | None = None) -> Part:
     """A larger set through OpenML: "mnist", "fashion-mnist", "cifar-10" or "miniboone", x as published.
 
     Downloaded once by scikit-learn into `cache` (default: scikit-learn's data home), which checks the
@@ -345,5 +345,5 @@ def openml(name: str, *, cache: str | os.PathLike | None = None) -> Part:
                               "or copy a cached scikit-learn data home to this machine") from error
     if bunch.data.shape != (rows, columns):
         check.refuse(name, f"shape {bunch.data.shape}", f"shape {(rows, columns)}")
-    labels = np.unique(bunch.target, return_inverse=True)[1]
-    return Part(torch.from_numpy(np.asarray(bunch.data, dtype=np.float32)), torch.from_numpy(labels))
+    x, label = np.asarray(bunch.data, dtype=np.float32), np.unique(bunch.target, return_inverse=True)[1]
+    return Part(torch.from_numpy(x), torch.from_numpy(label))
