@@ -102,13 +102,17 @@ def table(rows: list[Claim]) -> str:
     lines = ["| claim | the paper says | we measure | required | holds |", "|---|---|---|---|---|"]
     for row in rows:
         if row.holds is None:
-            lines.append(f"| {row.id} | {row.says} | *not reproduced*: {row.note} | | – |")
+            lines.append(f"| {row.id} | {_cell(row.says)} | *not reproduced*: {_cell(row.note)} | | – |")
             continue
         slack = f" ± {row.tolerance:.2g}" if row.tolerance else ""
-        note = f" ({row.note})" if row.note else ""
-        lines.append(f"| {row.id} | {row.says} | {row.measured:.4g}{note} | {row.relation} {row.expected:.4g}{slack} | "
-                     f"{'yes' if row.holds else '**no**'} |")
+        note = f" ({_cell(row.note)})" if row.note else ""
+        lines.append(f"| {row.id} | {_cell(row.says)} | {row.measured:.4g}{note} | "
+                     f"{row.relation} {row.expected:.4g}{slack} | {'yes' if row.holds else '**no**'} |")
     return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")  # a bar would end the cell
 
 
 def _round(value: float) -> float:

@@ -27,19 +27,18 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float | None = None) -> float:
     h is `bandwidth`, by default the median distance between the points of y.
     """
     _two_clouds(x, y)
-    xx, yy, xy = (torch.cdist(a.double(), b.double()) for a, b in ((x, x), (y, y), (x, y)))
+    xx, yy, xy = (_distances(a, b) for a, b in ((x, x), (y, y), (x, y)))
     if bandwidth is None:
         bandwidth = float(yy[~torch.eye(len(y), dtype=torch.bool, device=y.device)].median())
     check.positive("bandwidth", bandwidth)
-    kernels = (torch.exp(-d.square() / (2 * bandwidth**2)) for d in (xx, yy, xy))
-    kxx, kyy, kxy = kernels
+    kxx, kyy, kxy = (torch.exp(-d.square() / (2 * bandwidth**2)) for d in (xx, yy, xy))
     return float(_off_diagonal_mean(kxx) + _off_diagonal_mean(kyy) - 2 * kxy.mean())
 
 
 def energy_distance(x: Tensor, y: Tensor) -> float:
     """Energy distance 2E‖X−Y‖ − E‖X−X′‖ − E‖Y−Y′‖ of x (n, D) and y (m, D), unbiased U-statistics."""
     _two_clouds(x, y)
-    xx, yy, xy = (torch.cdist(a.double(), b.double()) for a, b in ((x, x), (y, y), (x, y)))
+    xx, yy, xy = (_distances(a, b) for a, b in ((x, x), (y, y), (x, y)))
     return float(2 * xy.mean() - _off_diagonal_mean(xx) - _off_diagonal_mean(yy))
 
 
@@ -51,13 +50,14 @@ def _off_diagonal_mean(k: Tensor) -> Tensor:
 def wasserstein2(x: Tensor, y: Tensor) -> float:
     """W₂ between the empirical measures of x (n, D) and y (m, D): the root of the optimal mean squared distance."""
     _two_clouds(x, y)
-    cost = torch.cdist(x.double(), y.double()).square().cpu().numpy()
+    cost = _distances(x, y).square().cpu().numpy()
     return math.sqrt(max(float(ot.emd2([], [], cost, numItermax=10_000_000)), 0.0))
 
 
 def sliced_wasserstein2(x: Tensor, y: Tensor, *, directions: int = 256, generator: torch.Generator) -> float:
     """√(mean over random unit directions of squared W₂ of the projections) of x (n, D) and y (m, D)."""
     _two_clouds(x, y)
+    check.generator("generator", generator)
     v = torch.randn((x.shape[1], check.count("directions", directions)), generator=generator, dtype=torch.float64,
                     device=generator.device)
     v = (v / v.norm(dim=0)).to(x.device)
@@ -79,7 +79,8 @@ def mode_report(x: Tensor, centres: Tensor, std: float, reach: float = 3.0) -> M
     check.points("x", x)
     check.points("centres", centres, dim=x.shape[1])
     check.positive("std", std)
-    distance, nearest = torch.cdist(x.double(), centres.double()).min(1)
+    check.positive("reach", reach)
+    distance, nearest = _distances(x, centres).min(1)
     good = distance <= reach * std
     counts = torch.bincount(nearest[good], minlength=len(centres)).double()
     share = counts / counts.sum().clamp_min(1)
@@ -102,10 +103,9 @@ def precision_recall(samples: Tensor, data: Tensor, k: int = 5) -> PrecisionReca
         check.refuse("k", k, "fewer neighbours than points")
 
     def covered(points: Tensor, manifold: Tensor) -> float:
-        radius = torch.cdist(manifold, manifold).kthvalue(k + 1, dim=1).values  # the point itself is first
-        return float((torch.cdist(points, manifold) <= radius).any(1).double().mean())
+        radius = _distances(manifold, manifold).kthvalue(k + 1, dim=1).values  # the point itself is first
+        return float((_distances(points, manifold) <= radius).any(1).double().mean())
 
-    samples, data = samples.double(), data.double()
     return PrecisionRecall(covered(samples, data), covered(data, samples))
 
 
@@ -116,6 +116,8 @@ def c2st(x: Tensor, y: Tensor, *, folds: int = 5, seed: int = 0) -> float:
 
     _two_clouds(x, y)
     n = min(len(x), len(y))
+    if check.count("folds", folds, low=2) > n:
+        check.refuse("folds", folds, f"at most {n}, the number of points in each cloud")
     features = torch.cat([x[:n], y[:n]]).cpu().numpy()
     labels = torch.cat([torch.zeros(n), torch.ones(n)]).numpy()
     folds_ = StratifiedKFold(folds, shuffle=True, random_state=seed)
@@ -130,7 +132,13 @@ def bits_per_dim(log_p: Tensor, dim: int, levels: int) -> float:
     """
     check.count("dim", dim)
     check.count("levels", levels)
+    check.vector("log_p", log_p)
     return float((math.log(levels) - log_p.double().mean() / dim) / math.log(2))
+
+
+def _distances(x: Tensor, y: Tensor) -> Tensor:
+    """All distances in float64, without the expansion of the square that cancels for near points far from 0."""
+    return torch.cdist(x.double(), y.double(), compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _two_clouds(x: Tensor, y: Tensor) -> None:

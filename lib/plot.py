@@ -72,7 +72,7 @@ def scatter(ax: Axes, x: Tensor, *, lim: float | None = None, color: str = BLUE,
 def density(ax: Axes, log_p: Callable[[Tensor], Tensor], *, lim: float, n: int = 160, title: str = "",
             vmax: float | None = None) -> None:
     """exp(log_p) over [−lim, lim]², for a function from (n², 2) points to (n²,) nats."""
-    values = log_p(grid(-lim, lim, n)).exp().reshape(n, n).cpu()
+    values = log_p(grid(-lim, lim, n)).exp().reshape(n, n).cpu().numpy()
     ax.imshow(values, extent=(-lim, lim, -lim, lim), origin="lower", cmap=DENSITY, vmin=0, vmax=vmax)
     frame(ax, lim, title)
 
@@ -88,13 +88,16 @@ def arrows(ax: Axes, field: Callable[[Tensor], Tensor], *, lim: float, n: int = 
 def images(ax: Axes, x: Tensor, *, side: int = 8, columns: int = 10, title: str = "", vmin: float = 0.0,
            vmax: float = 1.0, ink: bool = True) -> None:
     """Rows (n, side²) or (n, 3·side²) as a sheet of small images; `ink` draws grey values as ink on paper."""
+    check.points("x", x)
+    if x.shape[1] not in (side**2, 3 * side**2):
+        check.refuse("x", f"{x.shape[1]} columns", f"{side**2} or {3 * side**2}, for side {side}")
     pixels = x.cpu().reshape(len(x), side, side, -1).clamp(vmin, vmax).sub(vmin).div(vmax - vmin)
     rows, depth = math.ceil(len(x) / columns), pixels.shape[-1]
     ink = ink and depth == 1
     sheet = torch.full((rows * columns, side + 1, side + 1, depth), 0.0 if ink else 1.0)  # white paper
     sheet[: len(x), :side, :side] = pixels
     sheet = sheet.reshape(rows, columns, side + 1, side + 1, depth).permute(0, 2, 1, 3, 4)
-    ax.imshow(sheet.reshape(rows * (side + 1), columns * (side + 1), depth).squeeze(-1)[:-1, :-1],
+    ax.imshow(sheet.reshape(rows * (side + 1), columns * (side + 1), depth).squeeze(-1)[:-1, :-1].numpy(),
               cmap="gray_r" if ink else "gray", vmin=0, vmax=1, interpolation="nearest")
     ax.set_title(title)
     ax.axis("off")
