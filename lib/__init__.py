@@ -10,7 +10,7 @@
     data, metrics  densities and data sets; what the chapters measure
 
 `check`, `kernels` and `path` import nothing of this package but `check`; the methods of the five
-chapters stand on the others and never on each other; only notebooks import `plot`, `claims` and
-`progress`, and only the pipeline imports `notebook`.  This file imports nothing, so
-a pipeline stage can depend on exactly the modules its notebook uses.
+chapters stand on the others and never on each other; only notebooks import `plot` and `claims`, and
+only the pipeline imports `notebook`.  This file imports nothing, so a pipeline stage can depend on
+exactly the modules its notebook uses.
 """
