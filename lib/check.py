@@ -101,7 +101,7 @@ def within(name: str, value: object, low: float, high: float) -> None:
     """A number or tensor with every entry in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
         refuse(name, repr(value), f"a number in [{low:g}, {high:g}] or a tensor of them")
-    t = torch.as_tensor(value)
+    t = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
     if not opaque(t) and not bool(((t >= low) & (t <= high)).all()):
         got = f"{t.item():g}" if t.dim() == 0 else f"entries from {t.min().item():g} to {t.max().item():g}"
         refuse(name, got, f"numbers in [{low:g}, {high:g}]")

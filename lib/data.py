@@ -313,6 +313,7 @@ class Affine:
         return (x - self.shift.to(x)) / self.scale.to(x)
 
     def inverse(self, z: Tensor) -> Tensor:
+        """x from z."""
         return z * self.scale.to(z) + self.shift.to(z)
 
 

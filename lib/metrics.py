@@ -98,7 +98,7 @@ class PrecisionRecall(NamedTuple):
 
 def precision_recall(samples: Tensor, data: Tensor, k: int = 5) -> PrecisionRecall:
     """k-nearest-neighbour precision and recall of samples (n, D) against data (m, D)."""
-    _two_clouds(samples, data)
+    _two_clouds(samples, data, ("samples", "data"))
     if min(len(samples), len(data)) <= check.count("k", k):
         check.refuse("k", k, "fewer neighbours than points")
 
@@ -115,6 +115,7 @@ def c2st(x: Tensor, y: Tensor, *, folds: int = 5, seed: int = 0) -> float:
     from sklearn.model_selection import StratifiedKFold, cross_val_score
 
     _two_clouds(x, y)
+    check.count("seed", seed, low=0)
     n = min(len(x), len(y))
     if check.count("folds", folds, low=2) > n:
         check.refuse("folds", folds, f"at most {n}, the number of points in each cloud")
@@ -141,8 +142,8 @@ def _distances(x: Tensor, y: Tensor) -> Tensor:
     return torch.cdist(x.double(), y.double(), compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def _two_clouds(x: Tensor, y: Tensor) -> None:
-    check.points("x", x)
-    check.points("y", y, dim=x.shape[1], like=x)
+def _two_clouds(x: Tensor, y: Tensor, names: tuple[str, str] = ("x", "y")) -> None:
+    check.points(names[0], x)
+    check.points(names[1], y, dim=x.shape[1], like=x)
     if min(len(x), len(y)) < 2:
-        check.refuse("x and y", f"{len(x)} and {len(y)} points", "at least two of each")
+        check.refuse(" and ".join(names), f"{len(x)} and {len(y)} points", "at least two of each")

@@ -1,0 +1,167 @@
+"""Every door of the core: one bad argument at a time is refused by its name, never by an error from within torch."""
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lib import data, metrics, nets, path, plot, posterior, solve, transport
+from lib.fit import fit
+
+F64 = torch.float64
+
+
+def rng() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def cloud(n: int, d: int = 2, **options) -> torch.Tensor:
+    return torch.randn(n, d, generator=rng(), dtype=F64, **options)
+
+
+LINE = torch.linspace(0, 1, 5, dtype=F64)
+FIELD = lambda t, x: x
+EYE, ZEROS = torch.eye(2, dtype=F64), torch.zeros(5, dtype=F64)
+BRIDGE = transport.gaussian_bridge(ZEROS[:2], EYE, ZEROS[:2], EYE, 1.0)
+STRAIGHT, BOARD = path.cond_ot(), data.checkerboard()
+MLP, CONV = nets.MLP(2, generator=rng(), classes=3).double(), nets.ConvNet(2, generator=rng(), classes=3).double()
+LABEL = torch.tensor([0, 1, 2])
+
+# What is given to each door when it opens, and what kind of thing that is.
+RANDOM, SIZE, SEED = (rng(), "generator"), (2, "count"), (1, "seed")
+SCALE, SHARE, TIME = (1.0, "positive"), (0.5, "number in [0, 1]"), (0.5, "time")
+X, LIKE, ANY, KNOTS = (cloud(3), "cloud"), (cloud(3) + 1, "like x"), (cloud(3), "tensor"), (LINE, "vector")
+MANY, LIKE_MANY = (cloud(12), "cloud"), (cloud(12) + 1, "like x")
+SEEN = {"path": STRAIGHT, "t": TIME, "x": X, "data": (cloud(5), "like x"), "log_w": (ZEROS, "log-weights")}
+PAIR = {"x": MANY, "y": LIKE_MANY}
+NETWORK = {"width": SIZE, "depth": SIZE, "generator": RANDOM}
+
+DOORS: dict[str, tuple[Callable, dict[str, object]]] = {
+    "path.point": (STRAIGHT.point, {"x0": ANY, "x1": ANY, "t": TIME}),
+    "path.velocity": (STRAIGHT.velocity, {"x0": ANY, "x1": ANY, "t": TIME}),
+    "path.rates": (STRAIGHT.rates, {"t": SHARE}),
+    "path.ratio": (STRAIGHT.ratio, {"t": SHARE}),
+    "path.variance_preserving": (path.variance_preserving, {"beta_min": SCALE, "beta_max": SCALE}),
+    "path.from_table": (path.from_table, {"t": KNOTS, "a": KNOTS, "m": (1 - LINE, "vector")}),
+    "posterior.posterior": (posterior.posterior, SEEN),
+    "posterior.score": (posterior.score, SEEN),
+    "posterior.velocity": (posterior.velocity, SEEN),
+    "posterior.divergence": (posterior.divergence, SEEN),
+    "solve.ode": (solve.ode, {"f": FIELD, "x": ANY, "t": KNOTS, "method": ("heun", "choice")}),
+    "solve.sde": (solve.sde, {
+        "drift": FIELD, "noise": (1.0, "not negative"), "x": ANY, "t": KNOTS, "generator": RANDOM}),
+    "solve.log_likelihood": (solve.log_likelihood, {"f": FIELD, "x": X, "t": KNOTS, "base_log_p": lambda x: x[:, 0]}),
+    "solve.hutchinson_divergence": (lambda probes: solve.hutchinson_divergence(FIELD, probes)(LINE[0], cloud(3)),
+                                    {"probes": (torch.ones(4, 3, 2, dtype=F64), "shape")}),
+    "solve.rademacher": (lambda generator: solve.rademacher((2, 3), generator), {"generator": RANDOM}),
+    "transport.sinkhorn": (transport.sinkhorn, {
+        "x": X, "y": LIKE, "epsilon": SCALE, "log_a": (ZEROS[:3], "log-weights"), "log_b": (ZEROS[:3], "log-weights"),
+        "g": (ZEROS[:3], "vector"), "iterations": SIZE, "tolerance": SCALE}),
+    "transport.couple": (transport.couple, {
+        "x0": X, "x1": LIKE, "kind": ("entropic", "choice"), "epsilon": SCALE, "generator": RANDOM}),
+    "transport.gaussian_bridge": (transport.gaussian_bridge, {
+        "m0": (ZEROS[:2], "vector"), "S0": (EYE, "cloud"), "m1": (ZEROS[:2], "vector"), "S1": (EYE, "cloud"),
+        "sigma": SCALE}),
+    "bridge.mean": (BRIDGE.mean, {"t": SHARE}),
+    "bridge.covariance": (BRIDGE.covariance, {"t": SHARE}),
+    "bridge.forward_drift": (BRIDGE.forward_drift, {"t": TIME, "x": LIKE}),
+    "bridge.backward_drift": (BRIDGE.backward_drift, {"t": TIME, "x": LIKE}),
+    "nets.MLP": (nets.MLP, NETWORK | {"dim": SIZE, "out": SIZE}),
+    "nets.ConvNet": (nets.ConvNet, NETWORK | {"side": SIZE, "channels": SIZE}),
+    "MLP(t, x)": (MLP, {"t": (0.5, "rows"), "x": (cloud(3), "columns"), "label": (LABEL, "label")}),
+    "ConvNet(t, x)": (CONV, {"t": (0.5, "rows"), "x": (cloud(3, 4), "columns"), "label": (LABEL, "label")}),
+    "fit": (fit, {"model": nets.MLP(1, generator=rng(), width=2), "loss": lambda m, g: m.last.bias.sum(), "steps": SIZE,
+                  "generator": RANDOM, "lr": SCALE, "ema": SHARE, "clip": SCALE}),
+    "data.mixture": (lambda centres, std: data.mixture("m", centres, std), {"centres": X, "std": SCALE}),
+    "data.circles": (data.circles, {"std": SCALE}),
+    "Toy.sample": (BOARD.sample, {"n": SIZE, "generator": RANDOM}),
+    "Toy.log_prob": (BOARD.log_prob, {"x": X}),
+    "data.digits": (data.digits, {"seed": SEED}),
+    "data.breast_cancer": (data.breast_cancer, {"seed": SEED}),
+    "data.patches": (data.patches, {"n": (10, "count"), "seed": SEED, "side": SIZE}),
+    "data.normaliser": (data.normaliser, {"x": X}),
+    "metrics.mmd": (metrics.mmd, PAIR | {"bandwidth": SCALE}),
+    "metrics.energy_distance": (metrics.energy_distance, PAIR),
+    "metrics.wasserstein2": (metrics.wasserstein2, PAIR),
+    "metrics.sliced_wasserstein2": (metrics.sliced_wasserstein2, PAIR | {"directions": SIZE, "generator": RANDOM}),
+    "metrics.mode_report": (metrics.mode_report, {"x": MANY, "centres": X, "std": SCALE, "reach": SCALE}),
+    "metrics.precision_recall": (metrics.precision_recall, {"samples": MANY, "data": LIKE_MANY, "k": SIZE}),
+    "metrics.c2st": (metrics.c2st, PAIR | {"folds": SIZE, "seed": SEED}),
+    "metrics.bits_per_dim": (metrics.bits_per_dim, {"log_p": KNOTS, "dim": SIZE, "levels": SIZE}),
+    "plot.images": (lambda x: plot.images(plt.figure().gca(), x), {"x": (cloud(3, 64), "cloud")}),
+}
+
+
+def arguments(door: str) -> tuple[dict[str, object], dict[str, str]]:
+    """A call's good arguments, and the kinds of those that are to be spoiled."""
+    given = DOORS[door][1]
+    good = {name: v[0] if isinstance(v, tuple) else v for name, v in given.items()}
+    return good, {name: v[1] for name, v in given.items() if isinstance(v, tuple)}
+
+
+def spoiled(draw: Callable, good: torch.Tensor, value: float) -> torch.Tensor:
+    bad = good.clone()
+    bad.view(-1)[draw(st.integers(0, good.numel() - 1))] = value
+    return bad
+
+
+NOT_TENSORS = st.sampled_from([None, "x", [[1.0]], 3])
+NOT_NUMBERS = st.sampled_from([None, "1", [1.0], True])
+NON_FINITE = st.sampled_from([math.nan, math.inf, -math.inf])
+OUTSIDE = st.one_of(st.floats(max_value=-1e-6), st.floats(min_value=1.001), st.just(math.nan))
+
+
+@st.composite
+def bad(draw: Callable, kind: str, good: object) -> object:
+    """An argument of its kind with one thing wrong."""
+    one = lambda *choices: draw(st.one_of(*choices))
+    if kind in ("tensor", "cloud", "like x", "columns"):
+        shapes = [st.just(v) for v in (good[0], good[None], good[:0], good[:, :0], good.sum())]
+        values = [st.just(v) for v in (good.long(), good.half(), spoiled(draw, good, draw(NON_FINITE)))]
+        others = [st.just(torch.cat([good, good, good], 1)), st.just(good.float())]  # too wide, of another type
+        return one(NOT_TENSORS, *{"tensor": values, "cloud": shapes + values, "columns": shapes + others[:1],
+                                  "like x": shapes + values + others}[kind])
+    if kind in ("vector", "log-weights"):
+        value = math.nan if kind == "log-weights" else draw(NON_FINITE)
+        return one(st.sampled_from(["x", [[1.0]], 3]), st.just(good.long()), st.just(spoiled(draw, good, value)),
+                   st.just(good[:0]), st.just(good[None]), st.just(good.sum()))
+    if kind == "shape":
+        return one(*(st.just(v) for v in (good[:, :2], good[..., :1], good[0])))
+    if kind in ("time", "rows"):
+        rows = st.sampled_from([torch.zeros(2), torch.zeros(3, 1), torch.zeros(3, 2)])
+        return one(rows) if kind == "rows" else one(rows, NOT_NUMBERS, OUTSIDE)
+    if kind == "label":
+        return one(*(st.just(v) for v in (None, good[:2], good + 1, good - 1, good.double(), good[:, None])))
+    return one(NOT_NUMBERS, {
+        "number in [0, 1]": OUTSIDE, "positive": st.one_of(st.floats(max_value=0), st.just(math.nan)),
+        "not negative": st.one_of(st.floats(max_value=-1e-9), NON_FINITE), "choice": st.sampled_from(["nonsense", ""]),
+        "count": st.one_of(st.integers(max_value=0), st.floats(), st.just("3")),
+        "seed": st.one_of(st.integers(max_value=-1), st.floats()), "generator": st.integers(),
+    }[kind])
+
+
+@pytest.mark.parametrize(("door", "name"), [(d, name) for d in DOORS for name in arguments(d)[1]])
+@settings(max_examples=20)
+@given(st.data())
+def test_one_bad_argument_is_refused_by_name(door, name, data):
+    good, kinds = arguments(door)
+    wrong = data.draw(bad(kinds[name], good[name]))
+    if wrong is None and name in ("log_w", "log_a", "log_b", "g", "out", "ema", "clip", "bandwidth"):
+        return  # None has a meaning there
+    with pytest.raises(ValueError) as error:
+        DOORS[door][0](**(good | {name: wrong}))
+    refusal = re.fullmatch(r"([\w ]+): got .+; need .+", str(error.value))
+    # Where two tensors disagree, either may be the one that is blamed.
+    assert refusal and (refusal[1] == name or (isinstance(wrong, torch.Tensor) and refusal[1] in (*kinds, "x and y")))
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_the_doors_open(door):
+    DOORS[door][0](**arguments(door)[0])
+    plt.close("all")
