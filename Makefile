@@ -5,7 +5,7 @@ TORCH_INDEX ?=
 VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python -m
-PIP := $(RUN) pip --disable-pip-version-check install --quiet
+PIP := $(RUN) pip --disable-pip-version-check install -qq
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 # this tree's lib, whatever else is installed and wherever the folder has been moved
 export PYTHONPATH := $(CURDIR)

@@ -229,9 +229,10 @@ def execute(source: Path, output: Path, changed: dict[str, object], checkpoints:
     with tempfile.TemporaryDirectory() as scratch, terminal(Path(scratch) / "progress") as pipe:
         profile = Path(scratch) / "profile_default" / "ipython_kernel_config.py"
         profile.parent.mkdir()
-        profile.write_text("c.IPKernelApp.log_level = 'ERROR'\n")  # an empty profile: nobody's start-up files
+        profile.write_text("c.IPKernelApp.log_level = 'CRITICAL'\n")  # an empty profile: nobody's start-up files
         os.environ.update(FIVE_ROADS_OUT=str(output.parent), FIVE_ROADS_PROGRESS=str(pipe), IPYTHONDIR=scratch,
-                          FIVE_ROADS_CHECKPOINTS=str(checkpoints), PYTHONHASHSEED="0", PYTHONPATH=str(ROOT))
+                          FIVE_ROADS_CHECKPOINTS=str(checkpoints), JUPYTER_RUNTIME_DIR=scratch,
+                          PYTHONHASHSEED="0", PYTHONPATH=str(ROOT))
         bar = {"desc": name, "ncols": 88, "leave": False, "bar_format": "{desc}: {n}/{total} cells |{bar}| {elapsed}"}
         try:
             papermill.execute_notebook(str(source), str(output), parameters=changed, kernel_name="python3",
@@ -245,6 +246,8 @@ def execute(source: Path, output: Path, changed: dict[str, object], checkpoints:
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # what was under way has no one to tell
             raise Refused(f"{name}: interrupted; the last good results are untouched, "
                           "and the next run goes on from the last checkpoint") from None
+        except OSError as error:  # such as a full disk
+            raise Refused(f"{name}: {error}; the last good results are untouched") from None
         else:
             replace(output, dumps(normalised(read(output))))
             return

@@ -18,7 +18,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from lib.claims import Claim, table
 from lib.notebook import INJECTED, RESULTS, ROOT, dumps, read, replace, stripped, tagged
 from lib.parameters import Refused, read_yaml
 
@@ -34,9 +33,9 @@ def chapters() -> list[str]:
     return list(read_yaml(ROOT / "dvc.yaml")["stages"]["run"]["foreach"])
 
 
-def claims(name: str) -> list[Claim]:
+def claims(name: str) -> list[dict]:
     """The ledger of a chapter's results; empty without results."""
-    return [Claim(**row) for row in _json(RESULTS / name / "claims.json", [])]
+    return _json(RESULTS / name / "claims.json", [])
 
 
 def repro(*options: str) -> None:
@@ -51,8 +50,8 @@ def repro(*options: str) -> None:
         state = "rebuilt" if timing["finished"] >= started else "last good" if code else "up to date"
         if not (RESULTS / name).exists():
             state = "missing"
-        rows = [row for row in claims(name) if row.holds is not None]
-        held = f"{sum(row.holds for row in rows)}/{len(rows)}"
+        verdicts = [row["holds"] for row in claims(name) if row["holds"] is not None]
+        held = f"{sum(verdicts)}/{len(verdicts)}"
         print(f"{name:34} {timing['seconds']:>8}  {state:10} {held:>7}  results/{name}/{name}.ipynb")
     print(f"{'this time':34} {time.time() - started:>8.1f}")
     if code:
@@ -188,6 +187,8 @@ def _lines(file: Path) -> list[str]:
 
 def publish() -> None:
     """Copy what the pipeline made into the tree: notebooks/, docs/gallery/, docs/published.json, README's ledger."""
+    from lib.claims import Claim, table
+
     readme, gallery = ROOT / "README.md", ROOT / "docs" / "gallery"
     head, *rest = re.split(f"{MARKS[0]}.*{MARKS[1]}", readme.read_text(encoding="utf-8"), flags=re.DOTALL)
     if len(rest) != 1:
@@ -198,7 +199,7 @@ def publish() -> None:
         metrics, tolerances = (_json(RESULTS / name / f"{part}.json", {}) for part in ("metrics", "tolerances"))
         rows += claims(name)
         published[name] = {"metrics": metrics, "tolerances": tolerances,
-                           "claims": {row.id: row.holds for row in claims(name)}}
+                           "claims": {row["id"]: row["holds"] for row in claims(name)}}
     gallery.mkdir(parents=True, exist_ok=True)
     for name, text in executed.items():
         replace(ROOT / "notebooks" / f"{name}.ipynb", text)
@@ -207,7 +208,7 @@ def publish() -> None:
             shutil.copyfile(picture, gallery / f"{name}.png")
     replace(ROOT / "docs" / "published.json",
             json.dumps({"machine": machine(), "chapters": published}, indent=1, ensure_ascii=False) + "\n")
-    replace(readme, f"{head}{MARKS[0]}\n{table(rows)}\n{MARKS[1]}{rest[0]}")
+    replace(readme, f"{head}{MARKS[0]}\n{table([Claim(**row) for row in rows])}\n{MARKS[1]}{rest[0]}")
     print(f"published {len(published)} notebooks and {len(rows)} ledger rows")
 
 

@@ -15,7 +15,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from nbclient.exceptions import DeadKernelError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from papermill import PapermillExecutionError
 from safetensors.torch import save
 
 from lib import notebook, parameters
@@ -412,6 +414,71 @@ def test_an_unknown_chapter_is_refused(root: Path):
     for arguments in ([], ["run"], ["clean", "00_a"], ["walk", "00_a"]):
         with pytest.raises(Refused, match="usage"):
             notebook.main(arguments)
+
+
+@pytest.fixture
+def ready(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A chapter ready to run, with good results from before; yields the stand-in for papermill to fill."""
+    write(root / "notebooks" / "00_a.ipynb", code("seed = 0", "parameters"))
+    (root / "params.yaml").write_text("00_a: {seed: {value: 1, range: [0, 9]}}")
+    folder(root / "results" / "00_a", "good")
+    notebook.clean()
+    for name in ("FIVE_ROADS_OUT", "FIVE_ROADS_PROGRESS", "FIVE_ROADS_CHECKPOINTS", "IPYTHONDIR",
+                 "JUPYTER_RUNTIME_DIR", "PYTHONHASHSEED", "PYTHONPATH"):
+        monkeypatch.setenv(name, "")  # restored afterwards
+    return root
+
+
+def test_a_run_puts_all_its_files_in_place_at_once(ready: Path, monkeypatch: pytest.MonkeyPatch):
+    def execute(source: str, output: str, parameters: dict, **_: object) -> None:
+        assert parameters == {"seed": 1} and (ready / "results" / "00_a" / "file").read_text() == "good"
+        work, checkpoints = Path(os.environ["FIVE_ROADS_OUT"]), Path(os.environ["FIVE_ROADS_CHECKPOINTS"])
+        assert work == Path(output).parent and work.parent == ready / "results" and not list(work.iterdir())
+        folder(checkpoints, "state")
+        (work / "metrics.json").write_text("{}")
+        Path(output).write_text(Path(source).read_text())
+
+    monkeypatch.setattr("papermill.execute_notebook", execute)
+    folder(ready / "results" / "failed", "").joinpath("00_a.ipynb").touch()
+    notebook.run("00_a")
+    assert sorted(file.name for file in (ready / "results" / "00_a").iterdir()) == ["00_a.ipynb", "metrics.json"]
+    assert sorted(path.name for path in (ready / "results").iterdir()) == [
+        ".00_a.lock", "00_a", "checkpoints", "clean", "failed", "timings"]
+    assert not list((ready / "results" / "checkpoints").iterdir())
+    assert not (ready / "results" / "failed" / "00_a.ipynb").exists()
+    assert json.loads((ready / "results" / "timings" / "00_a.json").read_text())["seconds"] >= 0
+
+
+@pytest.mark.parametrize(("error", "message"), [
+    (OSError(errno.ENOSPC, "No space left on device"), "00_a: .*No space left on device; the last good results"),
+    (KeyboardInterrupt(), "00_a: interrupted; the last good results are untouched, and the next run goes on"),
+    (DeadKernelError("Kernel died"), r"00_a: the kernel died.*\n.*results/failed/00_a\.ipynb"),
+    (PapermillExecutionError(2, 5, "1/0", "ZeroDivisionError", "division", []),
+     r"00_a: cell 5 raised ZeroDivisionError: division\n1/0\n.*results/failed/00_a\.ipynb; the last good"),
+])
+def test_a_run_that_fails_keeps_results_and_checkpoints(
+        ready: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, message: str):
+    def execute(source: str, output: str, **_: object) -> None:
+        Path(output).write_text("as far as it came")
+        folder(Path(os.environ["FIVE_ROADS_CHECKPOINTS"]), "state")
+        raise error
+
+    monkeypatch.setattr("papermill.execute_notebook", execute)
+    with pytest.raises(Refused, match=message):
+        notebook.run("00_a")
+    assert (ready / "results" / "00_a" / "file").read_text() == "good"
+    assert not list((ready / "results").glob(".*.new"))
+    assert [file.read_text() for file in (ready / "results" / "checkpoints").rglob("file")] == ["state"]
+    kept = ready / "results" / "failed" / "00_a.ipynb"
+    assert kept.exists() == ("failed/" in message) and (not kept.exists() or kept.read_text() == "as far as it came")
+
+
+def test_a_refused_parameter_touches_nothing(ready: Path):
+    (ready / "params.yaml").write_text("00_a: {seed: {value: 10, range: [0, 9]}}")
+    before = sorted(ready.rglob("*"))
+    with pytest.raises(Refused, match=r"params\.yaml: 00_a\.seed: got 10"):
+        notebook.run("00_a")
+    assert sorted(ready.rglob("*")) == before
 
 
 # --- progress ---------------------------------------------------------------------------------------------
