@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lib import check
-from lib.kernels import GaussianPosterior, gaussian_posterior
+from lib.kernels import gaussian_posterior
 from lib.path import Path, as_time, column
 
 
@@ -39,11 +39,10 @@ def posterior(path: Path, t: float | Tensor, x: Tensor, data: Tensor, log_w: Ten
     """
     a, m = _coefficients(path, t, x)
     check.points("data", data, dim=x.shape[1], like=x)
-    blind = a == 0  # where a = 0 the noise hides everything: an infinite σ seen from the origin
+    blind = a == 0  # where a = 0 the noise hides everything: an infinite σ, whatever x
     safe = torch.where(blind, torch.ones_like(a), a)
     sigma = torch.where(blind, torch.full_like(a, math.inf), m / safe)
-    query = x * column(torch.where(blind, torch.zeros_like(a), 1 / safe), x)
-    seen: GaussianPosterior = gaussian_posterior(query, data, sigma, log_w=log_w)
+    seen = gaussian_posterior(x / column(safe, x), data, sigma, log_w=log_w)
     alone = torch.where(blind, x.square().sum(1) / (2 * m**2), torch.zeros_like(seen.log_z))
     log_p = seen.log_z - alone - x.shape[1] / 2 * torch.log(2 * math.pi * m**2)
     return Posterior(log_p, seen.mean, seen.spread)
