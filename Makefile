@@ -47,7 +47,7 @@ check: data  ## unit tests
 
 test: check  ## everything: unit tests, the pipeline on a small project, every notebook re-executed
 	@$(CHECK_ENV) $(RUN) pytest -q -n 2 --dist worksteal -m slow tests
-	@PYTHONHASHSEED=0 $(RUN) pytest -q --nbval-lax --nbval-cell-timeout=1200 -n 2 --dist loadscope notebooks
+	@$(CHECK_ENV) $(RUN) pytest -q --nbval-lax --nbval-cell-timeout=1200 -n 2 --dist loadscope notebooks
 
 full: data  ## the runs that need more than a laptop; results are kept in full/
 	@for script in $(wildcard full/*.py); do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done

@@ -226,18 +226,14 @@ def execute(source: Path, output: Path, changed: dict[str, object], checkpoints:
     from nbclient.exceptions import DeadKernelError
 
     name = source.stem
-    with tempfile.TemporaryDirectory() as scratch, terminal(Path(scratch) / "progress") as pipe:
-        profile = Path(scratch) / "profile_default" / "ipython_kernel_config.py"
-        profile.parent.mkdir()
-        profile.write_text("c.IPKernelApp.log_level = 'CRITICAL'\n")  # an empty profile: nobody's start-up files
-        os.environ.update(FIVE_ROADS_OUT=str(output.parent), FIVE_ROADS_PROGRESS=str(pipe), IPYTHONDIR=scratch,
-                          FIVE_ROADS_CHECKPOINTS=str(checkpoints), JUPYTER_RUNTIME_DIR=scratch,
-                          PYTHONHASHSEED="0", PYTHONPATH=str(ROOT))
-        bar = {"desc": name, "ncols": 88, "leave": False, "bar_format": "{desc}: {n}/{total} cells |{bar}| {elapsed}"}
+    bar = {"desc": name, "ncols": 88, "leave": False, "bar_format": "{desc}: {n}/{total} cells |{bar}| {elapsed}"}
+    with surroundings(output.parent, checkpoints):
         try:
             papermill.execute_notebook(str(source), str(output), parameters=changed, kernel_name="python3",
                                        cwd=str(ROOT / "notebooks"), progress_bar=bar, start_timeout=300,
                                        iopub_timeout=60)
+            replace(output, dumps(normalised(read(output))))
+            return
         except papermill.PapermillExecutionError as error:
             why = f"cell {error.exec_count} raised {error.ename}: {error.evalue}\n{error.source}"
         except DeadKernelError:
@@ -248,14 +244,26 @@ def execute(source: Path, output: Path, changed: dict[str, object], checkpoints:
                           "and the next run goes on from the last checkpoint") from None
         except OSError as error:  # such as a full disk
             raise Refused(f"{name}: {error}; the last good results are untouched") from None
-        else:
-            replace(output, dumps(normalised(read(output))))
-            return
     kept = RESULTS / "failed" / output.name
     kept.parent.mkdir(exist_ok=True)
     shutil.copyfile(output, kept)
     raise Refused(f"{name}: {why}\nThe notebook as far as it came: {kept.relative_to(ROOT)}; "
                   "the last good results are untouched.")
+
+
+@contextmanager
+def surroundings(out: Path, checkpoints: Path) -> Iterator[None]:
+    """The environment a kernel inherits: where to write and report, this tree's lib, nobody's own settings."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        profile = Path(scratch) / "profile_default" / "ipython_kernel_config.py"
+        profile.parent.mkdir()
+        profile.write_text("c.IPKernelApp.log_level = 'CRITICAL'\n")
+        with terminal(Path(scratch) / "progress") as pipe:
+            os.environ.update(FIVE_ROADS_OUT=str(out), FIVE_ROADS_CHECKPOINTS=str(checkpoints),
+                              FIVE_ROADS_PROGRESS=str(pipe), PYTHONPATH=str(ROOT), PYTHONHASHSEED="0",
+                              IPYTHONDIR=scratch, JUPYTER_RUNTIME_DIR=scratch)
+            os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # torch's idle threads leave a busy machine its cores
+            yield
 
 
 @contextmanager
