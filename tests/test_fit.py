@@ -109,6 +109,12 @@ def test_another_training_never_meets_the_checkpoint(change, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_seed_that_the_loss_never_uses_still_tells_trainings_apart(tmp_path):
+    plain = lambda model, g: model(0.5, torch.ones(1, 2)).square().sum()
+    for seed in (0, 1):
+        assert_same_bits(train(plain, tmp_path, seed=seed, model=start()), train(plain, seed=seed, model=start()))
+
+
 def test_losses_that_agree_at_a_zero_start_are_told_apart(tmp_path):
     def penalised(weight):
         def loss(model, g):

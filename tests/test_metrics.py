@@ -12,19 +12,18 @@ from lib import metrics
 
 pytestmark = pytest.mark.usefixtures("float64")
 STANDARD_ERRORS = 4.0
-LINE = (torch.tensor([[0.0], [1.0]], dtype=torch.float64), torch.tensor([[0.0], [2.0], [2.0]], dtype=torch.float64))
 
 
 def test_hand_counts():
-    """x = {0, 1}, y = {0, 2, 2} on the line, kernel e^{−d²}."""
-    x, y = LINE
+    """x = {0, 1}, y = {0, 3, 5} on the line, kernel e^{−d²}."""
+    x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [3.0], [5.0]])
     e = math.exp(-1)
-    within = e + (2 * e**4 + 1) / 3
-    across = (1 + 2 * e**4 + 3 * e) / 6
+    within = e + (e**9 + e**25 + e**4) / 3
+    across = (1 + e**9 + e**25 + e + e**4 + e**16) / 6
     assert metrics.mmd(x, y, bandwidth=math.sqrt(0.5)) == pytest.approx(within - 2 * across, rel=1e-12)
-    assert metrics.energy_distance(x, y) == pytest.approx(2 * 7 / 6 - 1 - 4 / 3, rel=1e-12)
-    assert metrics.mmd(x, y) == pytest.approx(metrics.mmd(x, y, bandwidth=2.0), rel=1e-12)  # y's median distance
-    assert metrics.wasserstein2(x, y) == pytest.approx(math.sqrt(4 / 6 + 1 / 2))  # 0→0, 0→2, 1→2
+    assert metrics.energy_distance(x, y) == pytest.approx(2 * 15 / 6 - 1 - 10 / 3, rel=1e-12)
+    assert metrics.mmd(x, y) == pytest.approx(metrics.mmd(x, y, bandwidth=3.0), rel=1e-12)  # y's median distance
+    assert metrics.wasserstein2(x, y) == pytest.approx(math.sqrt(9 / 6 + 4 / 6 + 16 / 3))  # 0→0, 0→3, 1→3, 1→5
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.8])

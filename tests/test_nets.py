@@ -87,6 +87,16 @@ def test_zero_start_and_sizes():
     assert ConvNet(4, generator=rng(), channels=3)(0.1, torch.ones(2, 48)).shape == (2, 48)
 
 
+def test_a_block_that_does_nothing_passes_its_input_on():
+    """Residual blocks: without their second convolutions what is left is the first layer and the last."""
+    net, x = awake(BUILD["ConvNet"](rng())), torch.randn(3, 16, generator=rng(1))
+    for _, second in net.block:
+        torch.nn.init.zeros_(second.weight)
+        torch.nn.init.zeros_(second.bias)
+    through = net.last(torch.nn.functional.silu(net.first(x.reshape(3, 1, 4, 4)))).flatten(1)
+    assert torch.allclose(net(0.5, x), through)
+
+
 def test_the_convolution_sees_neighbours_only():
     """Flattened images are rows of a square: a corner pixel cannot reach the far corner through one block."""
     net = awake(ConvNet(12, generator=rng(), width=4, depth=1))

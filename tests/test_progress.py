@@ -19,4 +19,5 @@ def test_inside_the_pipeline_nothing_is_printed(tmp_path, monkeypatch, capsys):
     with progress(desc="by hand", total=3) as bar:
         bar.update(3)
     assert capsys.readouterr() == ("", "")
-    assert "by hand" in pipe.read_text(encoding="utf-8")
+    text = pipe.read_text(encoding="utf-8")
+    assert "by hand" in text and "/3" in text
