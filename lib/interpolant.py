@@ -202,12 +202,15 @@ def stratified(n: int, generator: torch.Generator) -> Tensor:
     return END + (1 - 2 * END) * (stratum + u) / n
 
 
-def objective(interpolant: Interpolant, ends: Ends, *, coupling: str | None = None, epsilon: float | None = None
-              ) -> Callable[[nn.Module, torch.Generator], dict[str, Tensor]]:
+def objective(interpolant: Interpolant, ends: Ends, *, coupling: str | None = None, epsilon: float | None = None,
+              warp: OfTime | None = None) -> Callable[[nn.Module, torch.Generator], dict[str, Tensor]]:
     """A loss for `fit`: draws `ends(generator)`, couples them, draws stratified times, returns `velocity_loss`.
 
-    `coupling` and `epsilon` go to `transport.couple`, for each batch; None keeps the pairs as drawn.  At its
-    first batch it warns if the interpolant is variance preserving and the ends do not let it be.
+    coupling, epsilon  go to `transport.couple`, for each batch; None keeps the pairs as drawn.
+    warp               maps uniform times to those trained at, such as t ↦ 1 − (1 − t)², which is Beta(1, ½): it
+                       weighs times and leaves the minimiser alone, but "length" is then a weighted one.
+
+    At its first batch it warns if the interpolant is variance preserving and the ends do not let it be.
     """
     warned = False
 
@@ -219,7 +222,8 @@ def objective(interpolant: Interpolant, ends: Ends, *, coupling: str | None = No
         if not warned:
             warned = True
             warn_unless_white(interpolant, x0, x1)
-        return velocity_loss(model, interpolant, x0, x1, stratified(len(x1), generator).to(x1), generator)
+        t = stratified(len(x1), generator).to(x1)
+        return velocity_loss(model, interpolant, x0, x1, t if warp is None else warp(t), generator)
 
     return loss
 

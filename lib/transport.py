@@ -24,6 +24,7 @@ from typing import NamedTuple
 import ot
 import torch
 from torch import Tensor
+from torch.distributions import MultivariateNormal, kl_divergence
 
 from lib import check
 from lib.kernels import GaussianPosterior, gaussian_posterior
@@ -185,6 +186,17 @@ def gaussian_bridge(m0: Tensor, S0: Tensor, m1: Tensor, S1: Tensor, sigma: float
     cost = ((m0 - m1).square().sum() + torch.trace(S0 + S1) - delta.sum()
             + sigma**2 * torch.log1p(delta / (2 * sigma**2)).sum())
     return GaussianBridge(m0, S0, m1, S1, sigma, C, cost)
+
+
+def marginal_kl(bridge: GaussianBridge, times: Tensor, walk: Tensor) -> float:
+    """How far simulated marginals are from the bridge's: mean over `times` (K,) of KL(fit of walk[k] | p_t), nats.
+
+    walk (K, n, D).  A Gaussian is fitted to each cloud; the fit's own bias, (D + D(D+1)/2)/2n, is subtracted.
+    """
+    n, d = walk.shape[1:]
+    found = MultivariateNormal(walk.mean(1), torch.stack([torch.cov(x.T) for x in walk]))
+    kl = kl_divergence(found, MultivariateNormal(bridge.mean(times.to(walk)), bridge.covariance(times.to(walk))))
+    return float(kl.mean()) - d * (d + 3) / (4 * n)
 
 
 def covariance(name: str, S: Tensor, d: int, *, like: Tensor) -> Tensor:

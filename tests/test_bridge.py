@@ -20,7 +20,15 @@ from torch.distributions import MultivariateNormal, Normal
 from lib import bridge, fit
 from lib.bridge import Bridge, bridge_pairs, least_squares, network, reversal_pairs, simulate, symmetric_times
 from lib.nets import MLP
-from lib.transport import CloudBridge, MixtureBridge, cloud_bridge, conditional_uvp, gaussian_bridge, sinkhorn
+from lib.transport import (
+    CloudBridge,
+    MixtureBridge,
+    cloud_bridge,
+    conditional_uvp,
+    gaussian_bridge,
+    marginal_kl,
+    sinkhorn,
+)
 
 pytestmark = pytest.mark.usefixtures("float64")
 STANDARD_ERRORS = 4.5
@@ -482,6 +490,18 @@ def test_a_bridge_refuses_bad_directions_and_iterations(generator):
                        (lambda: bridge_pairs(x, x, 1.0, TIMES, "up"), "direction")):
         with pytest.raises(ValueError, match=rf"^{name}: got .+; need"):
             call()
+
+
+def test_marginal_kl_is_zero_for_the_bridge_and_counts_a_shift(generator):
+    """Exact marginals in float64, 20,000 points: s.e. about √(5/2)/20,000 = 8e-5; then means moved by 0.1."""
+    exact, times = gaussian_bridge(*PLANE, 0.9), torch.tensor([0.0, 0.3, 1.0])
+    walk = torch.stack([exact.mean(t) + torch.randn(20_000, 2, generator=generator)
+                        @ torch.linalg.cholesky(exact.covariance(t)).T for t in times])
+    assert abs(marginal_kl(exact, times, walk)) < STANDARD_ERRORS * 8e-5
+    away = torch.tensor([0.1, 0.0])
+    expected = sum((away @ torch.linalg.solve(exact.covariance(t), away) / 2).item() for t in times) / 3
+    assert marginal_kl(exact, times, walk + away) == pytest.approx(expected, rel=0.1)
+    assert marginal_kl(exact, times, walk.flip(0)) > 0.05
 
 
 # --- bridges known without training -----------------------------------------------------------------------

@@ -290,7 +290,14 @@ def test_antithetic_latents_tame_the_ends():
     single = (field(t, x_t).square() - 2 * field(t, x_t) * i.velocity(x0[:400], x1[:400], t[:400], z)).sum(1)
     assert paired.std() < 6 and single.std() > 10 * paired.std()
     x0d, x1d, td, z = si.antithetic(i, x0, x1, t, rng())
-    assert torch.equal(z[:4000], -z[4000:]) and torch.equal(x0d[:4000], x0d[4000:]) and len(td) == len(x1d) == 8000
+    assert torch.equal(z[:4000], -z[4000:])
+    assert all(torch.equal(torch.cat([one, one]), two) for one, two in ((x0, x0d), (x1, x1d), (t, td)))
+
+
+def test_warp_is_applied_to_the_times():
+    spy, x = Spy(), normal(64, 2)
+    si.objective(si.linear(), lambda g: (x, x), warp=lambda t: 1 - (1 - t) ** 2)(spy, rng())
+    assert ((1 - (1 - spy.t).sqrt()).sort().values * 64).floor().long().equal(torch.arange(64))  # Beta(1, ½) strata
 
 
 def test_stratified_times():
