@@ -277,7 +277,7 @@ def logistic(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def logit_gradient(model: nn.Module, x: Tensor, *, create_graph: bool = False) -> Tensor:
-    """∇_x model(0, x), shape (B, D), of a discriminator's logit."""
+    """∇_x model(0, x), shape (B, D), of a discriminator's logit; with its graph, it can be penalised."""
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         return torch.autograd.grad(model(0.0, x).sum(), x, create_graph=create_graph)[0]
@@ -289,33 +289,3 @@ GAN_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {  # of the logit h, D = sig
     "logit": lambda h: -h,  # log (1 − D)/D, speed 1: the score difference itself
     "least squares": lambda h: (torch.sigmoid(h) - 1) ** 2 / 2,  # speed D(1 − D)²
 }
-
-
-class Game(nn.Module):
-    """A generator and the discriminator it plays against, to be trained together by `gan_loss`."""
-
-    def __init__(self, generator: nn.Module, discriminator: nn.Module) -> None:
-        super().__init__()
-        self.generator, self.discriminator = generator, discriminator
-
-
-def gan_loss(target: Tensor, *, latent: int, kind: str = "non-saturating", batch: int = 256,
-             penalty: float = 0.1) -> Loss:
-    """The adversarial rival of `generator_loss`, for the same generator: both players descend at once.
-
-    `penalty` weighs ½E‖∇logit‖² at real points, without which the game need not converge (R₁ of Mescheder et al.
-    2018).  The generator is judged by a discriminator held fixed, so each player feels its own loss alone.
-    """
-    check.points("target", target)
-    check.choice("kind", kind, tuple(GAN_LOSSES))
-
-    def loss(game: Game, generator: torch.Generator) -> dict[str, Tensor]:
-        real, fake = _draw(target, batch, generator)[0], generate(game.generator, batch, latent, generator)
-        judge = game.discriminator
-        slope = logit_gradient(judge, real, create_graph=True).square().sum(1).mean()
-        learn = logistic(judge(0.0, real), judge(0.0, fake.detach())) + penalty / 2 * slope
-        fixed = {name: weight.detach() for name, weight in judge.named_parameters()}
-        deceive = GAN_LOSSES[kind](torch.func.functional_call(judge, fixed, (0.0, fake))).mean()
-        return {"loss": learn + deceive, "discriminator": learn, "generator": deceive}
-
-    return loss

@@ -229,37 +229,6 @@ def test_discriminator_learns_the_log_ratio_of_noised_densities():
     assert float(loss(net, rng(1)).detach()) < 2 * math.log(2) - 0.3
 
 
-def test_gan_players_descend_their_own_losses():
-    """Generator gradients come from the generator's loss alone, the discriminator's from its own, at h = w·x."""
-    target, game = normal(50, 2, seed=1) + 3, sd.Game(Denoised(2, 2), Denoised(2, 1))
-    terms = sd.gan_loss(target, latent=2, penalty=0.5)(game, rng(3))
-    terms["loss"].backward()
-    assert bool((game.generator.linear.bias.grad < 0).all())  # towards larger logits
-    with torch.no_grad():
-        for key, inner in (("discriminator", game.discriminator), ("generator", game.generator)):
-            before = {k: float(v) for k, v in terms.items()}
-            for w in inner.parameters():
-                w -= 1e-3 * w.grad
-            after = sd.gan_loss(target, latent=2, penalty=0.5)(game, rng(3))
-            assert float(after[key]) < before[key]
-            for w in inner.parameters():
-                w += 1e-3 * w.grad
-
-
-def test_gan_penalty_is_half_the_squared_slope_at_real_points():
-    target, game = normal(50, 2, seed=1), sd.Game(Denoised(2, 2), Denoised(2, 1))
-    values = [float(sd.gan_loss(target, latent=2, penalty=w)(game, rng(3))["discriminator"].detach()) for w in (0, 2)]
-    assert values[1] - values[0] == pytest.approx(2 * 0.1**2)  # ½·2·‖(0.1, 0.1)‖²
-
-
-def test_gan_moves_its_samples_to_the_target():
-    target = torch.tensor([2.0, -1.0]) + 0.3 * torch.randn(4000, 2, generator=rng(1))
-    game = sd.Game(MLP(2, generator=rng(2), width=32, depth=2), MLP(2, out=1, generator=rng(3), width=32, depth=2))
-    game = sd.fit(game, sd.gan_loss(target, latent=2, penalty=1.0), 400, lr=2e-3, generator=rng(), ema=0.98).model
-    x = sd.generate(game.generator, 2000, 2, rng(4)).detach()
-    assert float((x.mean(0) - target.mean(0)).norm()) < 0.3
-
-
 # --- diffusion --------------------------------------------------------------------------------------------
 
 
@@ -570,7 +539,6 @@ X, P = torch.zeros(3, 2), torch.ones(4, 2)
     (lambda: sd.generator_loss(P, latent=2, high=1.0, low=0.1, label=torch.zeros(3)), "^label: got"),
     (lambda: sd.class_shift(X, P, torch.zeros(4), X, torch.ones(3), 1.0), "^target_label: got no point of class 1"),
     (lambda: sd.denoiser_loss(P, high=1.0, low=-1.0), "^low: got"),
-    (lambda: sd.gan_loss(P, latent=2, kind="hinge"), "^kind: got 'hinge'"),
     (lambda: sd.Denoiser(nn.Identity(), scale=0.0), "^scale: got"),
 ])
 def test_bad_input_is_refused_by_name(call, message):
