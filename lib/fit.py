@@ -9,6 +9,11 @@ of scalars whose "loss" is minimised while the others are recorded.  So a notebo
 Checkpoints hold everything that the future depends on (weights, average, optimiser, generator, history)
 and are written whole or not at all, so a run killed at any step resumes to the same bits.  They are named
 by where they started: the same call with other weights, seed, settings or loss never meets them.
+
+On several ranks (`torchrun`, then `ranks.join`) each draws its own batch from a generator of its own, and gradients
+are averaged: all ranks hold the same model, and n ranks see n batches a step.  It is what DistributedDataParallel
+does, but without its wrapper: a loss has the model itself, with its parts and derivatives.  Rank 0 writes the
+checkpoints and shows the progress.
 """
 from __future__ import annotations
 
@@ -25,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lib import check
+from lib import check, ranks
 from lib.progress import progress
 
 CHECKPOINTS = "FIVE_ROADS_CHECKPOINTS"  # folder that the pipeline's runner names in the environment
@@ -62,7 +67,8 @@ def fit(model: nn.Module, loss: Loss, steps: int, *, generator: torch.Generator,
     checkpoints   folder for checkpoints; by default the one the pipeline names, else none are written.
 
     Raises FloatingPointError at the first non-finite loss, with the step, the times and the largest |x| that
-    the model was last called with.  The model given is left at its last weights.
+    the model was last called with; RuntimeError where another rank is lost.  The model given is left at its last
+    weights.
     """
     check.count("steps", steps)
     check.finite("lr", check.positive("lr", lr))
@@ -71,11 +77,14 @@ def fit(model: nn.Module, loss: Loss, steps: int, *, generator: torch.Generator,
         check.positive("clip", clip)
     if ema is not None:
         check.within("ema", ema, 0.0, 1.0)
+    rank, world = ranks.here()
+    if world > 1:
+        generator = _apart(model, generator)
     optimiser = torch.optim.Adam(model.parameters(), lr=lr)
     average = None if ema is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema))
     history: dict[str, list[float]] = {}
     rates = [lr * schedule(step / steps) for step in range(steps)]
-    file = _file(checkpoints, model, loss, generator, (name, rates, ema, clip))
+    file = _file(checkpoints, model, loss, generator, (name, rates, ema, clip, world))
     start = _load(file, model, optimiser, average, generator, history)
     saved, seen = time.monotonic(), {}
 
@@ -86,7 +95,7 @@ def fit(model: nn.Module, loss: Loss, steps: int, *, generator: torch.Generator,
     watch = model.register_forward_pre_hook(remember)
     model.train()
     try:
-        with progress(desc=name, total=steps) as bar:
+        with progress(desc=name, total=steps, disable=rank > 0) as bar:
             bar.update(start)
             for step in range(start, steps):
                 for group in optimiser.param_groups:
@@ -97,6 +106,9 @@ def fit(model: nn.Module, loss: Loss, steps: int, *, generator: torch.Generator,
                     raise FloatingPointError(f"{name}: loss is {terms['loss'].item()} at step {step} of {steps}; "
                                              f"the model was last called with {_describe(seen)}")
                 terms["loss"].backward()
+                due = file is not None and time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS
+                if world > 1:
+                    terms, due = _averaged(model, terms, due and rank == 0)
                 if clip is not None:
                     nn.utils.clip_grad_norm_(model.parameters(), clip)
                 optimiser.step()
@@ -105,7 +117,7 @@ def fit(model: nn.Module, loss: Loss, steps: int, *, generator: torch.Generator,
                 for key, value in terms.items():
                     history.setdefault(key, []).append(float(value.detach()))
                 bar.update()
-                if file and time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                if due:
                     _save(file, step + 1, model, optimiser, average, generator, history)
                     saved = time.monotonic()
     finally:
@@ -156,24 +168,49 @@ def _file(folder: str | os.PathLike | None, model: nn.Module, loss: Loss, genera
     return Path(folder) / f"{digest.hexdigest()[:16]}.pt"
 
 
+def _apart(model: nn.Module, generator: torch.Generator) -> torch.Generator:
+    """Start every rank from the model of rank 0, and give each a stream of random numbers of its own."""
+    model.load_state_dict(ranks.first({key: value.cpu() for key, value in model.state_dict().items()}))
+    rank, world = ranks.here()
+    seeds = torch.randint(2**62, (world,), generator=generator, device=generator.device)
+    return torch.Generator(generator.device).manual_seed(int(seeds[rank]))
+
+
+def _averaged(model: nn.Module, terms: dict[str, Tensor], due: bool) -> tuple[dict[str, Tensor], bool]:
+    """Average gradients and terms over ranks in one message; a checkpoint is due for all when it is for one."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    scalars = [v.detach().to(grads[0]).reshape(1) for v in terms.values()] + [grads[0].new_tensor([float(due)])]
+    message = torch.cat([t.flatten() for t in (*grads, *scalars)])
+    *means, values = (ranks.total(message) / ranks.here()[1]).split([*(g.numel() for g in grads), len(scalars)])
+    for p, mean in zip(trained, means, strict=True):
+        p.grad = mean.view_as(p).to(p)
+    return dict(zip(terms, values, strict=False)), bool(values[-1] > 0)
+
+
 def _save(file: Path, step: int, model, optimiser, average, generator, history) -> None:
+    generators = ranks.gathered(generator.get_state())
+    if ranks.here()[0] > 0:
+        return
     file.parent.mkdir(parents=True, exist_ok=True)
     state = {"step": step, "model": model.state_dict(), "optimiser": optimiser.state_dict(),
              "average": None if average is None else average.state_dict(),
-             "generator": generator.get_state(), "history": history}
+             "generators": generators, "history": history}
     part = file.with_suffix(".part")
     torch.save(state, part)
     os.replace(part, file)
 
 
 def _load(file: Path | None, model, optimiser, average, generator, history) -> int:
-    if file is None or not file.exists():
+    rank, _ = ranks.here()
+    found = rank == 0 and file is not None and file.exists()
+    state = ranks.first(torch.load(file, weights_only=True, map_location="cpu") if found else None)
+    if state is None:
         return 0
-    state = torch.load(file, weights_only=True, map_location=next(model.parameters()).device)
     model.load_state_dict(state["model"])
     optimiser.load_state_dict(state["optimiser"])
     if average is not None:
         average.load_state_dict(state["average"])
-    generator.set_state(state["generator"].cpu())
+    generator.set_state(state["generators"][rank])
     history.update(state["history"])
     return state["step"]

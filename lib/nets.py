@@ -5,11 +5,15 @@ Activations are SiLU, so fields are smooth and their divergences exist everywher
 """
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lib import check
@@ -120,3 +124,18 @@ class ConvNet(nn.Module):
             r = one(nn.functional.silu(h + shift(condition)[:, :, None, None]))
             h = h + two(nn.functional.silu(r))
         return self.last(nn.functional.silu(h)).flatten(1)
+
+
+def save(file: str | os.PathLike, net: MLP | ConvNet, **arguments: object) -> None:
+    """Write a network as safetensors, with the `arguments` (but the generator) that it was made with."""
+    save_file(net.state_dict(), file, {"class": type(net).__name__, "arguments": json.dumps(arguments)})
+
+
+def load(file: str | os.PathLike) -> MLP | ConvNet:
+    """The network that `save` has written, frozen, on the CPU."""
+    with safe_open(file, "pt") as f:
+        made, weights = f.metadata(), {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
+    kind = {"MLP": MLP, "ConvNet": ConvNet}[made["class"]]
+    net = kind(**json.loads(made["arguments"]), generator=torch.Generator())
+    net.load_state_dict(weights)
+    return net.eval().requires_grad_(False)

@@ -14,10 +14,11 @@ from tqdm.std import tqdm as plain
 PIPE = "FIVE_ROADS_PROGRESS"  # path of the FIFO that the runner reads
 
 
-def progress(iterable: Iterable | None = None, *, desc: str, total: int | None = None) -> plain:
+def progress(iterable: Iterable | None = None, *, desc: str, total: int | None = None,
+             disable: bool = False) -> plain:
     """A tqdm bar over `iterable` (or a manual one of `total` steps) that leaves no trace in a notebook."""
     pipe = os.environ.get(PIPE)
     if pipe:
-        return plain(iterable, desc=desc, total=total, leave=False, mininterval=0.5, ncols=88,
+        return plain(iterable, desc=desc, total=total, disable=disable, leave=False, mininterval=0.5, ncols=88,
                      file=open(pipe, "w", encoding="utf-8"))
-    return auto(iterable, desc=desc, total=total, leave=False, mininterval=0.5)
+    return auto(iterable, desc=desc, total=total, disable=disable, leave=False, mininterval=0.5)

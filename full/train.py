@@ -1,0 +1,100 @@
+"""Flow matching outside the notebooks: a bigger network, more steps, several devices; a notebook loads the weights.
+
+    python full/train.py                                        one device
+    torchrun --nproc-per-node 4 full/train.py --data patches    four: each draws --batch examples a step
+
+trains a velocity network on the Cond-OT path (Lipman et al. 2023, eq. 23) and writes, under full/results/train/,
+NAME.safetensors (the average of the weights) and NAME.json (settings, losses, hardware, versions, command).  Killed
+at any moment, the same command goes on from its last checkpoint.  In a notebook:
+
+    velocity = nets.load("../full/results/train/digits-conv.safetensors")       # velocity(t, x)
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lib import data, nets, path, ranks
+from lib.fit import fit
+
+RESULTS = Path(__file__).resolve().parent / "results" / "train"
+SIDE = 8  # pixels of a digit and of a patch
+
+
+def examples(name: str) -> tuple[Tensor, Tensor]:
+    """Training and validation part, centred and scaled alike."""
+    splits = {"digits": data.digits, "patches": data.patches}[name]()
+    scale = data.normaliser(splits.train.x)
+    return scale(splits.train.x), scale(splits.validation.x)
+
+
+def flow_matching(x1: Tensor, batch: int):
+    """The loss of conditional flow matching: x₁ − x₀ is the target at (1 − t) x₀ + t x₁."""
+    p = path.cond_ot()
+
+    def loss(model: nn.Module, g: torch.Generator) -> Tensor:
+        end = x1[torch.randint(len(x1), (batch,), generator=g).to(x1.device)]
+        start = torch.randn(end.shape, generator=g).to(end)
+        t = torch.rand(batch, generator=g).to(end)
+        return (model(t, p.point(start, end, t)) - p.velocity(start, end, t)).square().mean()
+
+    return loss
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", choices=("digits", "patches"), default="digits")
+    parser.add_argument("--network", choices=("conv", "mlp"), default="conv")
+    parser.add_argument("--width", type=int, default=128, help="channels of conv, units of mlp")
+    parser.add_argument("--depth", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=50_000)
+    parser.add_argument("--batch", type=int, default=256, help="examples of one rank in one step")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--timeout", type=float, default=600, help="seconds after which a silent rank counts as lost")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = options()
+    device = ranks.join(given.timeout)
+    rank, world = ranks.here()
+    train, validation = (x.to(device) for x in examples(given.data))
+    kind, size = {"conv": (nets.ConvNet, {"side": SIDE}), "mlp": (nets.MLP, {"dim": SIDE**2})}[given.network]
+    size |= {"width": given.width, "depth": given.depth}
+    net = kind(**size, generator=torch.Generator().manual_seed(given.seed)).to(device)
+    model, history = fit(net, flow_matching(train, given.batch), given.steps, lr=given.lr, clip=1.0,
+                         generator=torch.Generator().manual_seed(given.seed), name=given.data,
+                         checkpoints=given.out / "checkpoints")
+    if rank == 0:
+        with torch.no_grad():
+            held_out = flow_matching(validation, len(validation))(model, torch.Generator().manual_seed(1))
+        chip = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
+        launcher = "python" if world == 1 else f"torchrun --nproc-per-node {world}"
+        info = {"what": "velocity network, conditional flow matching on the Cond-OT path",
+                "command": f"{launcher} {shlex.join(['full/train.py', *sys.argv[1:]])}",
+                "hardware": f"{world} × {chip}, {platform.machine()}",
+                "versions": {"python": platform.python_version(), "torch": torch.__version__},
+                "settings": {key: value for key, value in vars(given).items() if key != "out"},
+                "training loss": round(float(history["loss"][-500:].mean()), 5),
+                "validation loss": round(float(held_out), 5)}
+        file = given.out / f"{given.data}-{given.network}.json"
+        nets.save(file.with_suffix(".safetensors"), model, **size)
+        file.write_text(json.dumps(info, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(f"wrote {file.stem}.safetensors and {file.name}")
+    if world > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
