@@ -104,16 +104,6 @@ def explicit_forward(q, k, out, N, chunk, queries, keys, D: tl.constexpr, DP: tl
 
 
 @triton.jit
-def _explicit_weights(query, key, VALUES: tl.constexpr, E: tl.constexpr):
-    """p and s of each pair, with its difference and squared length."""
-    x, c, log_z, e, h, f = query
-    y, w, v = key
-    diff, square, feature, length = _pairs(x, y, v, VALUES)
-    p = tl.exp2((square * c + (w - log_z)).to(E)).to(x.dtype)
-    return p, p * (e + tl.sum(f * feature, 0, keep_dims=True) + h * length), diff, square
-
-
-@triton.jit
 def explicit_backward(q, k, out, N, chunk, queries, keys, D: tl.constexpr, DP: tl.constexpr, F: tl.constexpr,
                        FP: tl.constexpr, OWN: tl.constexpr, STREAM: tl.constexpr, OF_QUERIES: tl.constexpr,
                        VALUES: tl.constexpr, E: tl.constexpr):
