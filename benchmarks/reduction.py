@@ -2,7 +2,8 @@ r"""The one reduction beside its peers: time, and time as a fraction of the floo
 
     python benchmarks/reduction.py            on the GPU where there is one, else on all threads of the CPU
     python benchmarks/reduction.py --quick    the smallest size only
-    --dims 2 64    --methods ours keops       some of it
+    --dims 2 64    --methods ours keops       some of it; what the CSV has of the rest stays there
+    --longest 3                               no call that the size before foresees to be longer, in seconds
 
 Every method returns the same log_z, mean and spread (and gradients of a loss of log_z and mean by x and y), in
 float32, at a noise where float32 suffices.  Each is compared with the definition in float64 on a few queries before
@@ -51,7 +52,6 @@ NOISE = {2: 0.5, 8: 1.0, 64: 3.0, 784: 10.0, 3072: 20.0}  # several standard nor
 SIZES = ([(n, n) for n in (1024, 10_000, 100_000, 1_000_000)] if GPU else
          [(1024, 1024), (1024, 20_000), (4096, 20_000), (1024, 100_000)])
 LARGEST_MATRIX = 6e9 if GPU else 2e8  # floats of the B × N matrix that plain torch is asked for
-LONGEST = 60.0 if GPU else 10.0  # seconds of one call, foreseen from the size before; slower ones are left out
 REPEATS, SECONDS = 20, 2.0  # of a measurement, at most
 torch._dynamo.config.recompile_limit = 256  # one program for each shape
 
@@ -117,7 +117,7 @@ def disagreement(method: Callable[..., Outputs], x: Tensor, y: Tensor, sigma: fl
         found, (log_z, mean, spread) = method(x, y, sigma), judge(x[few].double(), y.double(), sigma)
         errors = [(found[1][few] - mean).norm(dim=1) / (1e-3 * sigma),
                   (found[2][few] - spread).abs() / (1e-3 * sigma**2 + 1e-2 * spread)]
-        errors += [] if found[0] is None else [(found[0][few] - log_z).abs() / 1e-3]
+        errors += [] if found[0] is None else [(found[0][few] - log_z).abs() / (1e-3 + 1e-6 * log_z.abs())]
         return max(e.max().item() for e in errors)
     without_log_z = lambda *a: (None, *judge(*a)[1:])
     exact = gradients(without_log_z if method is sdpa else judge, x[few].double(), y.double(), sigma)[0]
@@ -172,14 +172,15 @@ def floor(b: int, n: int, d: int, backward: bool, rate: dict[str, float]) -> tup
     return times[unit], unit
 
 
-def measurements(sizes: list[tuple[int, int]], dims: list[int], names: list[str]) -> Iterator[dict[str, object]]:
+def measurements(sizes: list[tuple[int, int]], dims: list[int], names: list[str],
+                 longest: float) -> Iterator[dict[str, object]]:
     rate, paces = rates(), {}
     for d, (b, n), backward in itertools.product(dims, sizes, (False, True)):
         x, y, sigma = problem(b, n, d)
         bound, unit = floor(b, n, d, backward, rate)
         for name in names:
             matrix = name in ("torch", "compiled") and b * n > LARGEST_MATRIX
-            if matrix or paces.get((d, name, backward), 0) * b * n > LONGEST:
+            if matrix or paces.get((d, name, backward), 0) * b * n > longest:
                 continue
             method = METHODS[name]
             try:
@@ -224,14 +225,30 @@ def show(rows: list[dict[str, object]], names: list[str]) -> None:
         print(f"{key[0]:>5}{key[1]:>9}{key[2]:>9}  {key[3]:10}" + "".join(f"{c:>20}" for c in cells) + f"{of:>18}")
 
 
+def save(file: Path, rows: list[dict[str, object]]) -> None:
+    """New rows in place of old ones of the same problem and method; the others stay."""
+    key = lambda row: tuple(str(row[name]) for name in ("D", "B", "N", "pass", "method"))
+    new = {key(row) for row in rows}
+    if file.exists():
+        with file.open(newline="", encoding="utf-8") as old:
+            rows = [*rows, *(row for row in csv.DictReader(old) if key(row) not in new)]
+    file.parent.mkdir(exist_ok=True)
+    with file.open("w", newline="", encoding="utf-8") as out:
+        writer = csv.DictWriter(out, list(rows[0]), restval="", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(sorted(rows, key=lambda row: (*(int(row[name]) for name in "DBN"), row["pass"])))
+    print(f"wrote {file.name}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--quick", action="store_true", help="the smallest sizes only")
     parser.add_argument("--dims", type=int, nargs="+", default=list(NOISE), choices=list(NOISE))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--longest", type=float, default=60.0 if GPU else 10.0)
     args = parser.parse_args()
     rows = []
-    for row in measurements(SIZES[:1] if args.quick else SIZES, args.dims, args.methods):
+    for row in measurements(SIZES[:1] if args.quick else SIZES, args.dims, args.methods, args.longest):
         rows.append(row)
         print("{D}×({B}, {N}) {pass} {method}".format(**row), file=sys.stderr)
     made = {"chip": chip(), "python": platform.python_version()}
@@ -239,13 +256,7 @@ def main() -> None:
     print(", ".join(f"{key} {value}" for key, value in made.items()))
     show(rows, args.methods)
     name = re.sub(r"[^A-Za-z0-9]+", "-", made["chip"]).strip("-")
-    file = RESULTS / f"reduction-{name}{'-quick' if args.quick else ''}.csv"
-    file.parent.mkdir(exist_ok=True)
-    with file.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, [*rows[0], *made])
-        writer.writeheader()
-        writer.writerows(row | made for row in rows)
-    print(f"wrote {file.name}")
+    save(RESULTS / f"reduction-{name}{'-quick' if args.quick else ''}.csv", [row | made for row in rows])
 
 
 if __name__ == "__main__":

@@ -34,12 +34,14 @@ def sharded_posterior(x: Tensor, y: Tensor, sigma: float | Tensor, *, log_w: Ten
     of x and sigma the whole gradient.
     Raises RuntimeError when another rank is lost, at the latest after the time-out of the process group.
     """
+    check.rows("x", x)
+    check.rows("y", y)
     sizes = ranks.gathered((*x.shape, y.shape[1], None if values is None else values.shape[1], x.dtype), group)
     if len(set(sizes)) > 1:
         check.refuse("x", f"(B, D, D, V, dtype) of the ranks {sizes}", "the same on every rank")
     if log_w is None:
         log_w = y.new_full((len(y),), -math.log(sum(ranks.gathered(len(y), group))))
-    x, sigma = (_everywhere(t, group) if isinstance(t, Tensor) and t.requires_grad else t for t in (x, sigma))
+    x, sigma = _everywhere(x, group), _everywhere(sigma, group)
     own = gaussian_posterior(x, y, sigma, log_w=log_w, values=values, backend=backend)
     columns = ranks.stacked(torch.cat([own.log_z[:, None], own.mean, own.spread[:, None]], 1), group)
     parts = [GaussianPosterior(part[:, 0], part[:, 1:-1], part[:, -1]) for part in columns]
@@ -47,10 +49,11 @@ def sharded_posterior(x: Tensor, y: Tensor, sigma: float | Tensor, *, log_w: Ten
     return merge(parts)
 
 
-def _everywhere(t: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+def _everywhere(t: float | Tensor, group: dist.ProcessGroup | None) -> float | Tensor:
     """What is the same on every rank; its gradient is the sum over ranks."""
-    t = t.view_as(t)
-    t.register_hook(lambda grad: ranks.total(grad, group))
+    if isinstance(t, Tensor) and t.requires_grad and torch.is_grad_enabled():
+        t = t.view_as(t)
+        t.register_hook(lambda grad: ranks.total(grad, group))
     return t
 
 

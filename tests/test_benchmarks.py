@@ -25,7 +25,7 @@ def benchmark(tmp_path, monkeypatch) -> ModuleType:
     return module
 
 
-def test_it_writes_what_it_measured(benchmark, capsys):
+def test_it_writes_what_it_measured_and_keeps_the_rest(benchmark, capsys, monkeypatch):
     benchmark.main()
     file, = benchmark.RESULTS.iterdir()
     with file.open(encoding="utf-8") as f:
@@ -33,6 +33,12 @@ def test_it_writes_what_it_measured(benchmark, capsys):
     assert len(rows) == 2 * 2 * 2 * 3  # dimensions, sizes, passes, methods
     assert all(float(row["error"]) <= 1 and float(row["processor_ms"]) >= 0 for row in rows)
     assert {row["torch"] for row in rows} == {torch.__version__}
+    monkeypatch.setattr(sys, "argv", ["reduction.py", "--dims", "2", "--methods", "ours"])
+    benchmark.main()
+    with file.open(encoding="utf-8") as f:
+        again = list(csv.DictReader(f))
+    same = lambda row: (row["D"], row["method"]) != ("2", "ours")
+    assert list(filter(same, again)) == list(filter(same, rows)) and len(again) == len(rows)
     assert "40       90  gradients" in capsys.readouterr().out
 
 

@@ -148,6 +148,14 @@ def test_alone_it_is_the_plain_reduction():
         alone, plain = (outputs_and_gradients(f, slice(None), given) for f in (sharded_posterior, gaussian_posterior))
         for name, want in plain.items():
             torch.testing.assert_close(alone[name], want, rtol=1e-12, atol=1e-13)
+    with torch.no_grad():
+        assert not sharded_posterior(problem()["x"].requires_grad_(), problem()["y"], 0.5).mean.requires_grad
+
+
+@pytest.mark.parametrize(("argument", "bad"), [("x", [[0.0]]), ("y", torch.zeros(0, 2)), ("values", torch.zeros(3, 1))])
+def test_bad_arguments_are_refused_by_name(argument, bad):
+    with pytest.raises(ValueError, match=rf"^{argument}: got .*; need "):
+        sharded_posterior(**({"x": torch.zeros(3, 2), "y": torch.zeros(4, 2), "sigma": 1.0} | {argument: bad}))
 
 
 @pytest.mark.parametrize("chunk", [1, 10, 64, 101, 1000])
