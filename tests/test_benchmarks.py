@@ -61,3 +61,10 @@ def test_the_floor_counts_what_it_says(benchmark):
     assert benchmark.floor(3, 4, 2, False, rate) == (12 * 18 / 10, "operations")
     assert benchmark.floor(3, 4, 64, False, rate) == (12 * 264 / 100, "products")
     assert benchmark.floor(3, 4, 64, True, rate | {"products": 1e9}) == (24.0, "exps")
+
+
+def test_no_script_hides_a_module_of_python():
+    """A script's folder comes first on its path, and on that of every process torch's compiler starts."""
+    for folder in ("benchmarks", "full", "scripts"):
+        names = {file.stem for file in (FILE.parent.parent / folder).glob("*.py")}
+        assert not names & set(sys.stdlib_module_names)

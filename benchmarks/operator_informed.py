@@ -1,11 +1,11 @@
 """Operator-informed scores: what the moments cost once, and what a score costs at every noise level afterwards.
 
-    python benchmarks/operator.py
+    python benchmarks/operator_informed.py
 
 `fit_oism` on 50,000 points in two dimensions with 14 cosines per axis; then, at one noise level, the linear system and
 the scores of 4,096 points, first with an empty cache and then with the coefficients kept.  Beside it `kernel_score`,
 which passes over all the data, with all their mirror images, for every query: 128 queries only.  Required on two
-cores: moments under 5 s, cached scores under 50 ms.  Writes benchmarks/results/operator.csv.
+cores: moments under 5 s, cached scores under 50 ms.  Writes benchmarks/results/operator_informed.csv.
 """
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lib import data
 from lib.markov import ReflectedBrownian, fit_oism, kernel_score
 from lib.semigroup import into_box
 
-OUT = Path(__file__).resolve().parent / "results" / "operator.csv"
+OUT = Path(__file__).resolve().parent / "results" / "operator_informed.csv"
 POINTS, QUERIES, FEW, ORDER, TAU = 50_000, 4096, 128, 14, 0.01
 FIELDS = ("what", "milliseconds", "cpu_milliseconds", "allowed")
 
