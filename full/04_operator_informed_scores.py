@@ -1,10 +1,13 @@
-"""Chapter 4 at length: training-free scores in the plane beside networks with the paper's number of steps.
+"""Chapter 4 at length: networks with the paper's number of steps, alone and on top of operator-informed scores.
 
     python full/04_operator_informed_scores.py
 
-For each set and seed: OISM with many and with few cosines, a network on top of the few, a network that first imitates
-them, and a network alone, by denoising score matching in the same box; held-out log-likelihood of all.  Writes
-full/results/04_operator_informed_scores/plane.json, with hardware, versions and command.  The chapter reads that file.
+plane    for each set and seed: OISM with many and with few cosines, a network on top of the few, a network that first
+         imitates them, and a network alone, by denoising score matching in the same box; held-out log-likelihood.
+digits   for each seed: a network alone and on top of two bases; held-out denoising loss along the way.
+
+Writes full/results/04_operator_informed_scores/{plane,digits}.json, with hardware, versions and command.  The chapter
+reads these files.
 """
 from __future__ import annotations
 
@@ -22,11 +25,11 @@ from torch import Tensor, nn
 
 from lib import data, solve
 from lib.fit import fit
-from lib.markov import OISM, ReflectedBrownian, ScoreNet, fit_oism, score_loss
+from lib.markov import OISM, OrnsteinUhlenbeck, ReflectedBrownian, ScoreNet, fit_oism, score_loss
 from lib.nets import MLP
 from lib.semigroup import into_box
 
-OUT = File(__file__).resolve().parent / "results" / File(__file__).stem / "plane.json"
+OUT = File(__file__).resolve().parent / "results" / File(__file__).stem
 SETS = {"two spirals": data.two_spirals, "8 Gaussians": data.eight_gaussians, "pinwheel": data.pinwheel}
 LOW, HIGH, LEVELS = 1e-3, 2.0, 60
 BOX = ReflectedBrownian(2)
@@ -36,7 +39,8 @@ TIMES = torch.logspace(math.log10(LOW), math.log10(HIGH), LEVELS + 1, dtype=torc
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=20_000, help="gradient steps of each network")
+    parser.add_argument("--steps", type=int, default=20_000, help="gradient steps of each network in the plane")
+    parser.add_argument("--digit-steps", type=int, default=20_000, help="gradient steps of each network on digits")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--points", type=int, default=5000, help="training points of each set")
@@ -69,8 +73,8 @@ def train(z: Tensor, seed: int, options: argparse.Namespace, *, base: OISM | Non
         loss = score_loss(z, BOX, taus, imitate=imitate.score, batch=options.batch)
         net = fit(net, loss, steps // 20, generator=g, lr=1e-2, ema=None, name="imitate").model
         steps -= steps // 20
-    return fit(net, score_loss(z, BOX, taus, batch=options.batch), steps, generator=g, lr=5e-3, ema=1 - 20 / steps,
-               name=f"seed {seed}").model
+    loss = score_loss(z, BOX, taus, batch=options.batch)
+    return fit(net, loss, steps, generator=g, lr=5e-3, ema=max(0.0, 1 - 20 / steps), name=f"seed {seed}").model
 
 
 def of_network(net: nn.Module, z: Tensor) -> Tensor:
@@ -98,20 +102,59 @@ def run(name: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
     return {"seed": seed} | {label: round(v, 4) for label, v in found.items()}
 
 
+def digits(seed: int, options: argparse.Namespace) -> dict[str, list[float]]:
+    """Held-out loss per pixel, weighted with σ², at the steps of `milestones`: alone, and on top of two bases."""
+    parts = data.digits()
+    scale = data.normaliser(parts.train.x.double())
+    train, validation, test = (scale(part.x.double()).to(options.device) for part in parts)
+    process, taus = OrnsteinUhlenbeck(64), torch.logspace(-3, math.log10(3.0), 40, device=train.device)
+    bases = {"DSM": None, "separable(6) + network": fit_oism(train, process, 6, "separable", held_out=validation),
+             "PCA(2) + network": fit_oism(train, process, 2, "pca")}
+    tau = taus.double().repeat(12)
+    noise = torch.randn(480, 64, generator=torch.Generator().manual_seed(150), dtype=torch.float64).to(train)
+    deviation = (-torch.expm1(-2 * tau)).sqrt()[:, None]
+    x = (-tau).exp()[:, None] * test.repeat(2, 1)[:480] + deviation * noise
+    loss, curves = score_loss(train.float(), process, taus, batch=128), {}
+    for name, base in bases.items():
+        known = 0.0 if base is None else base.score(tau, x)
+
+        def watched(model: nn.Module, g: torch.Generator, known: Tensor | float = known) -> dict[str, Tensor]:
+            with torch.no_grad():
+                rest = ScoreNet(model.net, LOW, 3.0)(tau.float(), x.float())
+            return {"loss": loss(model, g), "held_out": (deviation * (rest + known) + noise).square().mean()}
+
+        net = MLP(64, generator=torch.Generator().manual_seed(seed), width=256, zero=True)
+        net = ScoreNet(net, LOW, 3.0, base and base.score).to(train.device)
+        g = torch.Generator(train.device).manual_seed(seed)
+        _, history = fit(net, watched, options.digit_steps, generator=g, ema=None, name=f"{name}, seed {seed}")
+        curves[name] = [round(float(history["held_out"][max(0, k - 20):k].mean()), 4) for k in milestones(options)]
+    return curves
+
+
+def milestones(options: argparse.Namespace) -> list[int]:
+    """Steps in ratios of about two, the last one last."""
+    return [round(options.digit_steps / 2**k) for k in range(8, -1, -1)]
+
+
 def main() -> None:
     options = arguments()
     device = torch.device(options.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
-    result = {
-        "what": "held-out log-likelihood in nats of training-free and trained scores in the plane",
+    head = {
         "command": shlex.join(["python", *sys.argv]), "hardware": f"{name}, {platform.machine()}",
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "settings": {key: value for key, value in vars(options).items() if key != "device"}, "sets": {}}
-    for name in SETS:
-        result["sets"][name] = [run(name, seed, options) for seed in range(options.seeds)]
-        OUT.parent.mkdir(parents=True, exist_ok=True)
-        OUT.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"wrote {OUT.relative_to(OUT.parents[3])}")
+        "settings": {key: value for key, value in vars(options).items() if key != "device"}}
+    OUT.mkdir(parents=True, exist_ok=True)
+    seeds = range(options.seeds)
+    write("digits", head | {"what": "held-out denoising loss per pixel of digits, along the way",
+                            "steps": milestones(options), "runs": [digits(seed, options) for seed in seeds]})
+    write("plane", head | {"what": "held-out log-likelihood in nats of training-free and trained scores in the plane",
+                           "sets": {name: [run(name, seed, options) for seed in seeds] for name in SETS}})
+
+
+def write(name: str, result: dict) -> None:
+    (OUT / f"{name}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"wrote {(OUT / name).relative_to(OUT.parents[2])}.json", flush=True)
 
 
 if __name__ == "__main__":
