@@ -228,6 +228,7 @@ def objective(interpolant: Interpolant, ends: Ends, *, coupling: str | None = No
     return loss
 
 
+@torch.no_grad()
 def warn_unless_white(interpolant: Interpolant, x0: Tensor, x1: Tensor) -> None:
     """Warn, with the cost, if a variance-preserving path meets ends (B, D) that are not white and uncorrelated.
 

@@ -571,5 +571,6 @@ def test_warns_once_and_with_the_cost_where_variance_cannot_be_kept():
         white = lambda g: (normal(512, 2, seed=1), normal(512, 2, seed=2))
         si.objective(si.trigonometric(), white)(Spy(), rng())
         si.objective(si.linear(), lambda g: (wide, wide))(Spy(), rng())
+        si.objective(si.Learned(3).opponent(), white)(Spy(), rng())  # the check takes no part in the gradient
     with pytest.warns(UserWarning, match="uncorrelated"):  # white, but tied: x_½ has twice the variance
         si.objective(si.trigonometric(), lambda g: (normal(512, 2), normal(512, 2)))(Spy(), rng())
