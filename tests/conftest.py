@@ -1,12 +1,16 @@
 """What all tests share: explicit randomness, double precision on request, reproducible property tests."""
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import hypothesis
 import matplotlib
 import pytest
 import torch
+
+# A background job of a shell ignores Ctrl-C and so would all its children, whom tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 matplotlib.use("Agg")
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, database=None, max_examples=25)
