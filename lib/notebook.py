@@ -94,22 +94,35 @@ def dumps(notebook: nbformat.NotebookNode) -> str:
 
 
 def imported(sources: list[str], folder: Path) -> tuple[dict[str, Path], set[str]]:
-    """The `lib` modules that Python sources import, transitively, and the top-level packages they use."""
+    """The `lib` modules that Python sources import, transitively, and the top-level packages they use.
+
+    Names are dotted below `lib`, as "kernels.attention".  A package counts with its face, its `__init__.py`, which
+    Python runs first and whose imports are followed like any other.
+    """
     modules: dict[str, Path] = {}
     packages: set[str] = set()
-    pending = list(sources)
+    pending = [(source, "lib") for source in sources]
     while pending:
-        for name in _imports(pending.pop()):
+        for name in _imports(*pending.pop()):
             top, *rest = name.split(".")
             if top != "lib":
                 packages.add(top)
-            elif rest and rest[0] not in modules and (folder / f"{rest[0]}.py").exists():
-                modules[rest[0]] = folder / f"{rest[0]}.py"
-                pending.append(modules[rest[0]].read_text(encoding="utf-8"))
+                continue
+            for depth in range(1, len(rest) + 1):
+                module, at = ".".join(rest[:depth]), folder.joinpath(*rest[:depth])
+                file, package = at / "__init__.py", f"lib.{module}"
+                if not file.exists():
+                    file, package = at.with_suffix(".py"), f"lib.{module}".rpartition(".")[0]
+                if not file.exists():  # an attribute of the module before
+                    break
+                if module not in modules:
+                    modules[module] = file
+                    pending.append((file.read_text(encoding="utf-8"), package))
     return dict(sorted(modules.items())), packages
 
 
-def _imports(source: str) -> Iterator[str]:
+def _imports(source: str, package: str) -> Iterator[str]:
+    """Absolute dotted names that a source imports; relative imports start from `package`."""
     source = re.sub(r"\A\s*%%.*", "", source)  # what %%time and the like hide; other magics become calls
     try:
         tree = ast.parse(TransformerManager().transform_cell(source))
@@ -119,7 +132,8 @@ def _imports(source: str) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            module = ".".join(filter(None, ["lib" if node.level else "", node.module]))
+            above = package.split(".")[:1 - node.level or None] if node.level else []
+            module = ".".join(filter(None, [*above, node.module]))
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 

@@ -137,9 +137,29 @@ def test_imports_are_followed_through_lib_also_in_circles_and_relative_ones(tmp_
     assert packages == {"numpy", "scipy", "math"}
 
 
+@pytest.mark.parametrize(("source", "found"), [
+    ("from lib import house", ["house", "house.door", "house.stairs"]),
+    ("import lib.house", ["house", "house.door", "house.stairs"]),
+    ("from lib.house import open_door", ["house", "house.door", "house.stairs"]),
+    ("import lib.house.attic", ["house", "house.attic", "house.door", "house.stairs", "shed"]),
+    ("from lib.house.attic import box", ["house", "house.attic", "house.door", "house.stairs", "shed"]),
+    ("from lib.house import attic as top", ["house", "house.attic", "house.door", "house.stairs", "shed"]),
+    ("def f():\n    import lib.house.door", ["house", "house.door", "house.stairs"]),
+])
+def test_packages_count_with_their_faces(source: str, found: list[str], tmp_path: Path):
+    (tmp_path / "house").mkdir()
+    (tmp_path / "house" / "__init__.py").write_text("from lib.house.door import open_door")
+    (tmp_path / "house" / "door.py").write_text("def open_door():\n    from . import stairs")
+    (tmp_path / "house" / "stairs.py").touch()
+    (tmp_path / "house" / "attic.py").write_text("from .. import shed")
+    (tmp_path / "house" / "cellar.py").touch()
+    (tmp_path / "shed.py").touch()
+    assert list(notebook.imported([source], tmp_path)[0]) == found
+
+
 def test_the_real_library_is_read_as_python_reads_it():
     """IPython's transformation, through which all sources pass, changes no module of lib."""
-    for file in (Path(notebook.__file__).parent).glob("*.py"):
+    for file in Path(notebook.__file__).parent.rglob("*.py"):
         source = file.read_text(encoding="utf-8")
         transformed = notebook.TransformerManager().transform_cell(source)
         assert ast.dump(ast.parse(source)) == ast.dump(ast.parse(transformed)), file.name
