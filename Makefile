@@ -34,13 +34,13 @@ data: setup  ## pull the bundled data set
 	@$(RUN) dvc pull data.dvc > /dev/null || { echo "error: data/ cannot be made whole, for the reason above. A file changed in data/: delete it and run make again. A file damaged in store/: take a fresh copy of the repository."; exit 1; }
 
 repro: data  ## run the whole pipeline; a second time it rebuilds nothing
-	@$(RUN) scripts.report repro
+	@$(RUN) pipeline repro
 
 fresh: data  ## run everything again and certify what came back byte for byte
-	@$(RUN) scripts.report fresh
+	@$(RUN) pipeline fresh
 
 publish: repro  ## maintainers: copy executed notebooks, gallery and ledger into the tree
-	@$(RUN) scripts.report publish
+	@$(RUN) pipeline publish
 
 check: data  ## unit tests
 	@$(CHECK_ENV) $(RUN) pytest -q -n 2 --dist worksteal -m "not slow" tests
@@ -60,7 +60,7 @@ lab: data  ## read and run the notebooks
 	@$(RUN) jupyterlab notebooks
 
 student: setup  ## an edition of the notebooks without solutions and outputs, in student/
-	@$(RUN) scripts.student_edition student
+	@$(RUN) pipeline student
 
 lint: setup
 	@$(RUN) ruff check .

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-from lib import data
+from lib import toys
 from lib.markov import ReflectedBrownian, fit_oism, kernel_score
-from lib.semigroup import into_box
+from lib.markov.process import into_box
 
 OUT = Path(__file__).resolve().parent / "results" / "operator_informed.csv"
 POINTS, QUERIES, FEW, ORDER, TAU = 50_000, 4096, 128, 14, 0.01
@@ -40,7 +40,7 @@ def timed(run: Callable[[], object], repeats: int) -> tuple[float, float]:
 
 def main() -> None:
     generator = torch.Generator().manual_seed(0)
-    x = data.two_spirals().sample(POINTS, generator, torch.float64)
+    x = toys.two_spirals().sample(POINTS, generator, torch.float64)
     z, process = into_box(x)(x), ReflectedBrownian(2)
     query = process.noise(z[:QUERIES], TAU, generator)
     model = fit_oism(z, process, ORDER)

@@ -28,13 +28,13 @@ def case(name: str) -> dict[str, object]:
     """One estimate of λ and one path from it, with what they cost."""
     import torch
 
-    from lib import data, kinetic
+    from lib import affine, data, kinetic
 
     if name == "patches":
         x = data.patches(50_000).train.x
     else:
         x = torch.cat([part.x for part in data.digits(dequantise=False)])
-    x = data.normaliser(x)(x)
+    x = affine.normaliser(x)(x)
     allowed, leave_one_out = CASES[name]
     start, cpu = time.perf_counter(), time.process_time()
     seen = kinetic.separation(x, kinetic.nodes(80), generator=torch.Generator().manual_seed(0), draws=4096,

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torchdiffeq import odeint_adjoint
 
-from lib import data, solve
+from lib import affine, solve, toys
 from lib import interpolant as si
 from lib.fit import cosine
 from lib.nets import MLP
@@ -68,8 +68,8 @@ def by_interpolant(field: Augmented, x: Tensor, generator: torch.Generator) -> T
 def train(name: str, loss: Callable, steps: int, lr: float, stops: int) -> list[dict]:
     """One row for each stop: steps, evaluations, processor seconds, held-out nats."""
     generator = torch.Generator().manual_seed(0)
-    moons = data.two_moons()
-    scale = data.normaliser(moons.sample(20_000, generator))
+    moons = toys.two_moons()
+    scale = affine.normaliser(moons.sample(20_000, generator))
     held_out = scale(moons.sample(1000, generator))
     field = Augmented(MLP(2, width=64, generator=generator, zero=True))
     optimiser, seconds, rows = torch.optim.Adam(field.net.parameters(), lr), 0.0, []

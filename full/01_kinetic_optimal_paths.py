@@ -19,7 +19,7 @@ from pathlib import Path as File
 
 import torch
 
-from lib import data, kinetic, metrics, path, solve
+from lib import affine, data, kinetic, metrics, path, solve
 from lib.fit import fit
 from lib.nets import MLP, ConvNet
 
@@ -89,7 +89,7 @@ def standard_normal(x: torch.Tensor) -> torch.Tensor:
 def main() -> None:
     options = arguments()
     digits = data.digits()
-    scale = data.normaliser(digits.train.x)
+    scale = affine.normaliser(digits.train.x)
     train, validation, test = (scale(part.x).to(options.device) for part in digits)
     splits = [train, torch.cat([validation, test]), test[:options.held_out]]
     device = torch.device(options.device)

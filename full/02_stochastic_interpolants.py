@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lib import data, metrics, solve
+from lib import affine, data, metrics, solve
 from lib import interpolant as si
 from lib.fit import fit
 from lib.nets import MLP, ConvNet
@@ -50,7 +50,7 @@ def standard_normal(x: Tensor) -> Tensor:
 def run(coupling: str | None, seed: int, options: argparse.Namespace) -> dict:
     """Train with one pairing from one seed; sample quality by number of steps, and bits per pixel."""
     digits, levels = data.digits(), data.digits(dequantise=False)
-    scale, device = data.normaliser(digits.train.x), torch.device(options.device)
+    scale, device = affine.normaliser(digits.train.x), torch.device(options.device)
     counts = (levels.train.x * 16).round().to(device)
     test = scale(digits.test.x).to(device)
     held_out = torch.cat([scale(digits.validation.x).to(device), test])

@@ -23,14 +23,14 @@ from pathlib import Path as File
 import torch
 from torch import Tensor, nn
 
-from lib import data, solve
+from lib import affine, data, solve, toys
 from lib.fit import fit
 from lib.markov import OISM, OrnsteinUhlenbeck, ReflectedBrownian, ScoreNet, fit_oism, score_loss
+from lib.markov.process import into_box
 from lib.nets import MLP
-from lib.semigroup import into_box
 
 OUT = File(__file__).resolve().parent / "results" / File(__file__).stem
-SETS = {"two spirals": data.two_spirals, "8 Gaussians": data.eight_gaussians, "pinwheel": data.pinwheel}
+SETS = {"two spirals": toys.two_spirals, "8 Gaussians": toys.eight_gaussians, "pinwheel": toys.pinwheel}
 LOW, HIGH, LEVELS = 1e-3, 2.0, 60
 BOX = ReflectedBrownian(2)
 TIMES = torch.logspace(math.log10(LOW), math.log10(HIGH), LEVELS + 1, dtype=torch.float64)
@@ -105,7 +105,7 @@ def run(name: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
 def digits(seed: int, options: argparse.Namespace) -> dict[str, list[float]]:
     """Held-out loss per pixel, weighted with σ², at the steps of `milestones`: alone, and on top of two bases."""
     parts = data.digits()
-    scale = data.normaliser(parts.train.x.double())
+    scale = affine.normaliser(parts.train.x.double())
     train, validation, test = (scale(part.x.double()).to(options.device) for part in parts)
     process, taus = OrnsteinUhlenbeck(64), torch.logspace(-3, math.log10(3.0), 40, device=train.device)
     bases = {"DSM": None, "separable(6) + network": fit_oism(train, process, 6, "separable", held_out=validation),

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lib import data, difference, metrics
+from lib import affine, data, difference, metrics
 from lib.nets import MLP
 
 OUT = Path(__file__).resolve().parent / "results" / Path(__file__).stem / "digits.json"
@@ -64,7 +64,7 @@ def run(steps: int, seed: int, train: Tensor, held_out: Tensor, options: argpars
 def main() -> None:
     options = arguments()
     digits = data.digits()
-    scale = data.normaliser(digits.train.x)
+    scale = affine.normaliser(digits.train.x)
     train, validation, test = (scale(part.x).to(options.device) for part in digits)
     held_out = torch.cat([validation, test])
     device = torch.device(options.device)

@@ -23,7 +23,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lib import data, nets, path, ranks
+from lib import affine, data, nets, path
+from lib.base import ranks
 from lib.fit import fit
 
 RESULTS = Path(__file__).resolve().parent / "results" / "train"
@@ -33,7 +34,7 @@ SIDE = 8  # pixels of a digit and of a patch
 def examples(name: str) -> tuple[Tensor, Tensor]:
     """Training and validation part, centred and scaled alike."""
     splits = {"digits": data.digits, "patches": data.patches}[name]()
-    scale = data.normaliser(splits.train.x)
+    scale = affine.normaliser(splits.train.x)
     return scale(splits.train.x), scale(splits.validation.x)
 
 

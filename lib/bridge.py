@@ -33,7 +33,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lib import check, solve
+from lib import solve
+from lib.base import check
 from lib.fit import fit
 from lib.nets import MLP
 from lib.solve import Field

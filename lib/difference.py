@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from lib import check
+from lib.base import check
 from lib.fit import Fit, Loss, fit
 from lib.kernels import gaussian_posterior, merge
 

@@ -30,10 +30,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lib import check, ranks
-from lib.progress import progress
+from lib.base import check, ranks
+from lib.base.stage import CHECKPOINTS, progress
 
-CHECKPOINTS = "FIVE_ROADS_CHECKPOINTS"  # folder that the pipeline's runner names in the environment
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
 
 Loss = Callable[[nn.Module, torch.Generator], Tensor | dict[str, Tensor]]

@@ -28,9 +28,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lib import check, solve
 from lib import path as paths
-from lib.path import Path, as_time, column
+from lib import solve
+from lib.base import check
+from lib.base.shapes import as_time, column
+from lib.path import Path
 from lib.solve import Field
 from lib.transport import couple
 

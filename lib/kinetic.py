@@ -35,10 +35,10 @@ import torch
 from scipy.optimize import isotonic_regression
 from torch import Tensor
 
-from lib import check
+from lib.base import check
+from lib.base.stage import progress
 from lib.kernels import gaussian_posterior
 from lib.path import Path, cond_ot, pchip, trigonometric
-from lib.progress import progress
 
 Lambda = Callable[[Tensor], Tensor]  # s ≥ 0 of any shape -> λ(s)
 

@@ -18,7 +18,7 @@ import ot
 import torch
 from torch import Tensor
 
-from lib import check
+from lib.base import check
 
 
 def mmd(x: Tensor, y: Tensor, bandwidth: float | None = None) -> float:

@@ -16,8 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lib import check
-from lib.path import column
+from lib.base import check
+from lib.base.shapes import column
 
 
 @contextmanager

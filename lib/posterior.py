@@ -19,9 +19,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lib import check
+from lib.base import check
+from lib.base.shapes import as_time, column
 from lib.kernels import gaussian_posterior
-from lib.path import Path, as_time, column
+from lib.path import Path
 
 
 class Posterior(NamedTuple):

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lib import check
+from lib.base import check
 
 Field = Callable[[Tensor, Tensor], Tensor]  # f(t, x) -> like x, t 0-d
 METHODS = ("euler", "heun", "rk4", "dopri5")

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import data, metrics, nets, path, plot, posterior, solve, transport
+from lib import affine, data, metrics, nets, path, posterior, solve, toys, transport
+from lib.chapter import plot
 from lib.fit import fit
 
 F64 = torch.float64
@@ -29,7 +30,7 @@ LINE = torch.linspace(0, 1, 5, dtype=F64)
 FIELD = lambda t, x: x
 EYE, ZEROS = torch.eye(2, dtype=F64), torch.zeros(5, dtype=F64)
 BRIDGE = transport.gaussian_bridge(ZEROS[:2], EYE, ZEROS[:2], EYE, 1.0)
-STRAIGHT, BOARD = path.cond_ot(), data.checkerboard()
+STRAIGHT, BOARD = path.cond_ot(), toys.checkerboard()
 MLP, CONV = nets.MLP(2, generator=rng(), classes=3).double(), nets.ConvNet(2, generator=rng(), classes=3).double()
 LABEL = torch.tensor([0, 1, 2])
 
@@ -78,14 +79,14 @@ DOORS: dict[str, tuple[Callable, dict[str, object]]] = {
     "ConvNet(t, x)": (CONV, {"t": (0.5, "rows"), "x": (cloud(3, 4), "columns"), "label": (LABEL, "label")}),
     "fit": (fit, {"model": nets.MLP(1, generator=rng(), width=2), "loss": lambda m, g: m.last.bias.sum(), "steps": SIZE,
                   "generator": RANDOM, "lr": SCALE, "ema": SHARE, "clip": SCALE}),
-    "data.mixture": (lambda centres, std: data.mixture("m", centres, std), {"centres": X, "std": SCALE}),
-    "data.circles": (data.circles, {"std": SCALE}),
+    "toys.mixture": (lambda centres, std: toys.mixture("m", centres, std), {"centres": X, "std": SCALE}),
+    "toys.circles": (toys.circles, {"std": SCALE}),
     "Toy.sample": (BOARD.sample, {"n": SIZE, "generator": RANDOM}),
     "Toy.log_prob": (BOARD.log_prob, {"x": X}),
     "data.digits": (data.digits, {"seed": SEED}),
     "data.breast_cancer": (data.breast_cancer, {"seed": SEED}),
     "data.patches": (data.patches, {"n": (10, "count"), "seed": SEED, "side": SIZE}),
-    "data.normaliser": (data.normaliser, {"x": X}),
+    "affine.normaliser": (affine.normaliser, {"x": X}),
     "metrics.mmd": (metrics.mmd, PAIR | {"bandwidth": SCALE}),
     "metrics.energy_distance": (metrics.energy_distance, PAIR),
     "metrics.wasserstein2": (metrics.wasserstein2, PAIR),

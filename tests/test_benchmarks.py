@@ -65,6 +65,6 @@ def test_the_floor_counts_what_it_says(benchmark):
 
 def test_no_script_hides_a_module_of_python():
     """A script's folder comes first on its path, and on that of every process torch's compiler starts."""
-    for folder in ("benchmarks", "full", "scripts"):
+    for folder in ("benchmarks", "full", "pipeline"):
         names = {file.stem for file in (FILE.parent.parent / folder).glob("*.py")}
         assert not names & set(sys.stdlib_module_names)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib import check
+from lib.base import check
 
 X = torch.zeros(3, 2)
 FORM = r"^value: got .+; need .+"

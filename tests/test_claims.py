@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from lib import claims
-from lib.claims import Ledger
+from lib.chapter import claims
+from lib.chapter.claims import Ledger
 
 
 @pytest.mark.parametrize(("measured", "relation", "expected", "tolerance", "holds"), [

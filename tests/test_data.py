@@ -17,12 +17,12 @@ from scipy.integrate import quad
 from scipy.special import ive, ndtr
 from torch.distributions import Independent, Normal
 
-from lib import data
+from lib import affine, data, toys
 
 ROOT = Path(__file__).resolve().parent.parent
 STANDARD_ERRORS = 4.5
 HALF_WIDTH = {"25 Gaussians": (4.5, 0.025), "checkerboard": (4.0, 0.05), "pinwheel": (6.5, 0.05)}
-every_toy = pytest.mark.parametrize("name", data.TOYS)
+every_toy = pytest.mark.parametrize("name", toys.TOYS)
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -39,7 +39,7 @@ def board(name: str) -> tuple[torch.Tensor, float]:
 @every_toy
 def test_densities_are_those_of_the_samples(name):
     """The density integrates to one; the entropy and ten moments of 20,000 samples are those of the density."""
-    toy, (grid, area) = data.TOYS[name](), board(name)
+    toy, (grid, area) = toys.TOYS[name](), board(name)
     log_p = toy.log_prob(grid)
     p = log_p.exp() * area
     assert p.sum().item() == pytest.approx(1, abs=1e-5)
@@ -56,7 +56,7 @@ def test_densities_are_those_of_the_samples(name):
 
 @every_toy
 def test_samples_are_seeded_and_typed(name):
-    toy = data.TOYS[name]()
+    toy = toys.TOYS[name]()
     before = torch.get_rng_state()
     one, same, other = (toy.sample(50, rng(s)) for s in (0, 0, 1))
     assert torch.equal(one, same) and not torch.equal(one, other) and one.dtype == torch.float32
@@ -67,7 +67,7 @@ def test_samples_are_seeded_and_typed(name):
 
 def test_a_blurred_segment_has_a_closed_form():
     length, s = 3.0, 0.2
-    toy = data.curves("segment", [lambda u: torch.stack([length * u, torch.zeros_like(u)], 1)], s)
+    toy = toys.curves("segment", [lambda u: torch.stack([length * u, torch.zeros_like(u)], 1)], s)
     x = torch.tensor([[0.0, 0.0], [-0.3, 0.1], [1.4, -0.5], [3.3, 0.2]], dtype=torch.float64)
     along = (ndtr(x[:, 0].numpy() / s) - ndtr((x[:, 0].numpy() - length) / s)) / length
     across = Normal(*torch.tensor([0.0, s], dtype=torch.float64)).log_prob(x[:, 1])
@@ -76,12 +76,12 @@ def test_a_blurred_segment_has_a_closed_form():
 
 def test_a_blurred_circle_is_a_bessel_function():
     s, radii = 0.15, (1.5, 3.0)
-    for toy, used in ((data.circles(), radii), (data.circles((2.0,)), (2.0,))):
+    for toy, used in ((toys.circles(), radii), (toys.circles((2.0,)), (2.0,))):
         x = torch.tensor([[0.0, 0.0], [1.4, 0.3], [-2.0, 1.9], [0.1, -3.3]], dtype=torch.float64)
         r = x.norm(dim=1).numpy()
         each = [np.exp(-(r - R) ** 2 / (2 * s**2)) * ive(0, r * R / s**2) / (2 * np.pi * s**2) for R in used]
         assert np.allclose(toy.log_prob(x), np.log(np.mean(each, 0)), atol=1e-11)
-    assert data.circles((2.0,)).name == "ring" and len(used) == 1
+    assert toys.circles((2.0,)).name == "ring" and len(used) == 1
 
 
 @pytest.mark.parametrize("at", [(0.0, 0.0), (0.05, 0.02), (0.2, -0.1), (-1.0, 0.4), (2.0, -2.4)])
@@ -95,15 +95,15 @@ def test_spirals_against_adaptive_quadrature(at):
 
     knots = np.linspace(0, turn, 60)[1:-1]
     p = sum(quad(integrand, 0, turn, (sign,), points=knots, limit=400, epsabs=0, epsrel=1e-11)[0] for sign in (1, -1))
-    found = data.two_spirals().log_prob(torch.tensor([at], dtype=torch.float64)).item()
+    found = toys.two_spirals().log_prob(torch.tensor([at], dtype=torch.float64)).item()
     assert found == pytest.approx(math.log(p), abs=1e-9)
 
 
 def test_mixtures_know_their_modes():
-    toy = data.gaussian_grid(3, 2.0, 0.1)
+    toy = toys.gaussian_grid(3, 2.0, 0.1)
     assert toy.centres.shape == (9, 2) and toy.centres.mean(0).abs().max() < 1e-12 and toy.std == 0.1
     assert toy.centres.abs().max() == 2
-    eight = data.eight_gaussians()
+    eight = toys.eight_gaussians()
     assert torch.allclose(eight.centres.norm(dim=1), torch.full((8,), math.sqrt(8), dtype=torch.float64))
     nearest = torch.cdist(toy.sample(9000, rng(), torch.float64), toy.centres).min(1)
     counts = nearest.indices.bincount(minlength=9).double()
@@ -111,7 +111,7 @@ def test_mixtures_know_their_modes():
 
 
 def test_checkerboard_support():
-    toy = data.checkerboard()
+    toy = toys.checkerboard()
     x = toy.sample(5000, rng())
     assert torch.equal(toy.log_prob(x), torch.full((5000,), -math.log(32)))
     assert len({tuple(c) for c in ((x + 4) / 2).floor().long().tolist()}) == 8
@@ -123,7 +123,7 @@ def test_checkerboard_support():
 
 
 def test_the_script_makes_the_committed_bytes(tmp_path):
-    subprocess.run([sys.executable, ROOT / "scripts" / "make_data.py", tmp_path], check=True, cwd=tmp_path)
+    subprocess.run([sys.executable, "-m", "pipeline", "make_data", str(tmp_path)], check=True, cwd=ROOT)
     made = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in tmp_path.iterdir()}
     assert made == data.SHA256
 
@@ -224,7 +224,7 @@ def test_damaged_or_missing_files_are_refused(tmp_path, monkeypatch):
 def test_affine_maps_carry_densities(per_coordinate):
     scale, shift = torch.tensor([[0.5, 2.0, 7.0], [1.0, -3.0, 0.0]], dtype=torch.float64)
     x = shift + scale * torch.randn(500, 3, generator=rng(), dtype=torch.float64)
-    to = data.normaliser(x, per_coordinate=per_coordinate)
+    to = affine.normaliser(x, per_coordinate=per_coordinate)
     z = to(x)
     assert z.mean(0).abs().max() < 1e-12 and torch.allclose(to.inverse(z), x)
     moment = z.square().mean(0)
@@ -239,10 +239,10 @@ def test_constant_coordinates_are_refused():
     x = torch.randn(7, 2, generator=rng())
     x[:, 1] = 0.1  # its mean over seven rows is not quite 0.1
     with pytest.raises(ValueError, match=r"^x: got 1 constant coordinates of 2; need"):
-        data.normaliser(x, per_coordinate=True)
-    assert data.normaliser(x).scale.shape == (2,)
+        affine.normaliser(x, per_coordinate=True)
+    assert affine.normaliser(x).scale.shape == (2,)
     with pytest.raises(ValueError, match=r"^x: got 2 constant coordinates"):
-        data.normaliser(torch.full((7, 2), 0.1))
+        affine.normaliser(torch.full((7, 2), 0.1))
 
 
 def test_openml_offline_and_changed(monkeypatch):

@@ -10,7 +10,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal, kl_divergence
 
-from lib import data
+from lib import affine, data, toys
 from lib import difference as sd
 from lib.metrics import mode_report
 from lib.nets import MLP
@@ -295,7 +295,7 @@ def test_particles_reach_a_gaussian_whatever_the_noise_of_the_proxies():
     assert float(moved.var()) == pytest.approx(float(p.var()), rel=0.1)
 
 
-GRID = data.gaussian_grid()
+GRID = toys.gaussian_grid()
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -319,7 +319,7 @@ def test_without_the_push_particles_collapse_onto_few_modes():
 
 def test_digits_particles_copy_the_training_set():
     train = data.digits().train.x
-    train = data.normaliser(train)(train)
+    train = affine.normaliser(train)(train)
     g = rng()
     x = sd.transport_particles(6 * torch.randn(300, 64, generator=g), train, sd.noise_levels(6, 0.3, 60), generator=g)
     nearest = torch.cdist(x.double(), train.double()).min(1)
@@ -418,7 +418,7 @@ def test_generator_flows_from_its_own_batch_and_fresh_noise(monkeypatch):
 
 
 def test_generator_finds_every_mode():
-    toy, g = data.eight_gaussians(), rng()
+    toy, g = toys.eight_gaussians(), rng()
     net = MLP(2, generator=g, width=64, depth=2)
     fitted = sd.train_generator(net, toy.sample(4000, g), latent=2, high=3.0, low=0.3, steps=500, lr=3e-3,
                                 batch=128, target_batch=512, generator=g, ema=0.98)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lib import data, solve
+from lib import affine, solve
 from lib import interpolant as si
 from lib import path as paths
 from lib.metrics import bits_per_dim, energy_distance
@@ -492,7 +492,7 @@ def test_density_in_data_units_through_the_jacobian():
     """A Gaussian of known scales, normalised, flowed to a normal and carried back: nats, and bits of its 8 levels."""
     scales, shift = torch.tensor([3.0, 0.02], dtype=F64), torch.tensor([5.0, -1.0], dtype=F64)
     x = shift + scales * normal(50, 2)
-    units = data.Affine(shift, 2 * scales)  # in these units the data have standard deviation ½, not 1
+    units = affine.Affine(shift, 2 * scales)  # in these units the data have standard deviation ½, not 1
     i = si.linear()
     half = (torch.ones(1, dtype=F64), torch.zeros(1, 2, dtype=F64), 0.25 * torch.eye(2, dtype=F64)[None])
     oracle = Oracle(i, (GAUSS, half))
@@ -506,7 +506,7 @@ def test_bits_per_dimension_of_a_known_code():
     levels, dim = 16, 3
     k = torch.randint(4, (500, dim), generator=rng())  # 4 of 16 levels, equally likely: 2 bits
     x = (k + torch.rand(k.shape, generator=rng(1), dtype=F64)) / levels
-    units = data.normaliser(x)
+    units = affine.normaliser(x)
     edge = 4 / levels / units.scale  # in z the density is uniform on a box of these sides
     log_p = -edge.log().sum().expand(len(x)) + units.log_det
     assert abs(bits_per_dim(log_p, dim, levels) - 2) < 1e-12

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when lib.kernels_gpu is first imported
+    os.environ["TRITON_INTERPRET"] = "1"  # read when lib.kernels.launch is first imported
 
-from lib import kernels
-from lib.kernels import GaussianPosterior, gaussian_posterior, merge
+from lib.kernels import GaussianPosterior, attention, gaussian_posterior, merge, terms
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ("definition", "cpu", "blocks", "triton")
@@ -41,8 +40,8 @@ def poisoned_memory():
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of "blocks" far smaller than the problem."""
-    monkeypatch.setattr(kernels, "ROWS", 7)
-    monkeypatch.setattr(kernels, "COLUMNS", 50)
+    monkeypatch.setattr(attention, "ROWS", 7)
+    monkeypatch.setattr(attention, "COLUMNS", 50)
 
 
 def device(backend: str) -> str:
@@ -89,7 +88,7 @@ def cloud(generator: torch.Generator, n: int, d: int, kind: str) -> Tensor:
 @every_dtype
 @pytest.mark.parametrize("d", [1, 2, 3, 8, 64, 784])
 def test_accuracy_down_to_a_thousandth_of_the_scale(backend, dtype, d, generator):
-    if backend == "triton" and d > kernels.TRITON_COLUMNS:
+    if backend == "triton" and d > terms.TRITON_COLUMNS:
         pytest.skip("wider than the kernels")
     worst: dict[str, float] = {}
     n, b = (90, 5) if d == 784 else (150, 6)
@@ -112,12 +111,12 @@ def test_float32_is_used_where_its_error_bound_holds_and_its_error_is_a_tenth_of
     """The guard must be neither blind (wrong answers) nor shy (no speed)."""
     n = n if backend == "cpu" or DEVICE == "cuda" else n // 10
     taken = []
-    enough = kernels.products_are_enough
+    enough = terms.products_are_enough
     spy = lambda *a: taken.append(enough(*a)) or taken[-1]
-    monkeypatch.setattr(kernels, "products_are_enough", spy)
+    monkeypatch.setattr(attention, "products_are_enough", spy)
     if backend == "triton":
-        from lib import kernels_gpu
-        monkeypatch.setattr(kernels_gpu, "products_are_enough", spy)
+        from lib.kernels import launch
+        monkeypatch.setattr(launch, "products_are_enough", spy)
     y = torch.randn(n, d, generator=generator, dtype=torch.float64).float()
     for sigma in (10.0, 1.0, 0.6, 0.02):
         x = (y[:6].double() + sigma * torch.randn(6, d, generator=generator, dtype=torch.float64)).float()
@@ -316,8 +315,8 @@ def test_blocks_are_bounded(generator, monkeypatch):
                 largest = max(largest, t.numel() if isinstance(t, Tensor) else 0)
             return out
 
-    monkeypatch.setattr(kernels, "ROWS", 100)
-    monkeypatch.setattr(kernels, "COLUMNS", 200)
+    monkeypatch.setattr(attention, "ROWS", 100)
+    monkeypatch.setattr(attention, "COLUMNS", 200)
     x, y = (torch.randn(n, 3, generator=generator).requires_grad_() for n in (1000, 1500))
     with Watch():
         gaussian_posterior(x, y, 0.5, backend="blocks").mean.sum().backward()
@@ -349,9 +348,9 @@ def test_triton_repeats_its_bits(d, dtype, generator):
 @pytest.mark.skipif(DEVICE == "cuda", reason="is what a GPU does anyway")
 def test_block_sizes_of_a_gpu(generator, monkeypatch):
     """Wide programs and short steps, split into many parts."""
-    from lib import kernels_gpu
-    monkeypatch.setattr(kernels_gpu, "_blocks", lambda *_: (512, 8, 4))
-    monkeypatch.setattr(kernels_gpu, "PROGRAMS_PER_PROCESSOR", 16)
+    from lib.kernels import launch
+    monkeypatch.setattr(launch, "_blocks", lambda *_: (512, 8, 4))
+    monkeypatch.setattr(launch, "PROGRAMS_PER_PROCESSOR", 16)
     x, y = (torch.randn(n, 2, generator=generator).requires_grad_() for n in (530, 601))
     results = []
     for backend in ("definition", "triton"):
@@ -380,7 +379,7 @@ COMPILE = r"""
 import re, sys, json, torch, triton, triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from lib import kernels_gpu, kernels_triton
+from lib.kernels import launch, device
 from lib.kernels import gaussian_posterior
 
 chip, results = int(sys.argv[1]), []
@@ -409,8 +408,8 @@ class Recorder:
 
 
 for name in ("explicit_forward", "explicit_backward", "products_forward", "products_backward"):
-    setattr(kernels_triton, name, Recorder(getattr(kernels_triton, name)))
-blocks = kernels_gpu._blocks
+    setattr(device, name, Recorder(getattr(device, name)))
+blocks = launch._blocks
 
 
 class OnGpu:  # a tensor as `_blocks` sees it
@@ -419,8 +418,8 @@ class OnGpu:  # a tensor as `_blocks` sees it
         self.dtype = dtype
 
 
-kernels_gpu._blocks = lambda columns, x, *rest: blocks(columns, OnGpu(x.dtype), *rest)
-kernels_gpu.tolerable = lambda delta, *_: torch.ones_like(delta, dtype=torch.bool)
+launch._blocks = lambda columns, x, *rest: blocks(columns, OnGpu(x.dtype), *rest)
+launch.tolerable = lambda delta, *_: torch.ones_like(delta, dtype=torch.bool)
 for d, sigma in json.loads(sys.argv[2]):
     x, y = torch.randn(600, d, requires_grad=True), torch.randn(700, d, requires_grad=True)
     out = gaussian_posterior(x, y, sigma, backend="triton")
@@ -462,6 +461,6 @@ def test_bad_arguments_are_refused_by_name(argument, bad):
 
 
 def test_a_backend_that_cannot_run_says_so():
-    wide = torch.zeros(3, kernels.TRITON_COLUMNS + 1, device=DEVICE)
+    wide = torch.zeros(3, terms.TRITON_COLUMNS + 1, device=DEVICE)
     with pytest.raises(ValueError, match=r"^backend: got 'triton' for 65 columns; need at most 64"):
         gaussian_posterior(wide, wide, 1.0, backend="triton")

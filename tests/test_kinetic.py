@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from lib import data, kinetic, path, posterior
+from lib import affine, data, kinetic, path, posterior
 from lib.kernels import gaussian_posterior
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -90,7 +90,7 @@ FAMILIES = (path.cond_ot(), path.trigonometric(), path.variance_preserving())
 @pytest.fixture(scope="module")
 def digits() -> torch.Tensor:
     x = torch.cat([part.x for part in data.digits(dequantise=False)])
-    return data.normaliser(x)(x)
+    return affine.normaliser(x)(x)
 
 
 @pytest.fixture(scope="module")
@@ -352,7 +352,7 @@ def test_smooth_separation_between_nodes():
 
 
 def test_leave_one_out_forgets_exactly_one_point(generator):
-    x = data.normaliser(torch.randn(30, 3, generator=generator))
+    x = affine.normaliser(torch.randn(30, 3, generator=generator))
     x = x(torch.randn(30, 3, generator=generator))
     x = scaled(x)
     own = torch.arange(30)

@@ -16,11 +16,19 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from lib import data, fit, markov, nets, posterior, solve
-from lib.markov import OrnsteinUhlenbeck, ReflectedBrownian, ScoreNet, fit_oism, kernel_score, riemannian_kernel_score
+from lib import affine, fit, markov, nets, posterior, solve
+from lib.markov import (
+    OrnsteinUhlenbeck,
+    ReflectedBrownian,
+    ScoreNet,
+    fit_oism,
+    kernel_score,
+    oism,
+    riemannian_kernel_score,
+)
+from lib.markov.process import house_path, house_time, into_box
+from lib.markov.smoothing import gaussian_mixture, local_covariances, noised_gaussians
 from lib.path import cond_ot
-from lib.semigroup import house_path, house_time, into_box
-from lib.smoothing import gaussian_mixture, local_covariances, noised_gaussians
 
 pytestmark = pytest.mark.usefixtures("float64")
 STANDARD_ERRORS = 4.5
@@ -472,7 +480,7 @@ def test_box_samples_stay_in_the_box():
     assert float(way.min()) >= 0 and float(way.max()) <= math.pi
     wall = torch.tensor([[0.0, 1.0], [math.pi, 2.0]])
     assert float(model.velocity(0.05, wall)[:, 0].abs().max()) < 1e-9
-    assert float(data.normaliser(x)(way[-1]).mean(0).abs().max()) < 0.1  # and they look like the data
+    assert float(affine.normaliser(x)(way[-1]).mean(0).abs().max()) < 0.1  # and they look like the data
 
 
 # --- choosing order and shrinkage -------------------------------------------------------------------------
@@ -485,7 +493,7 @@ def test_held_out_data_choose_the_best_of_all_orders_and_shrinkages(process):
     fresh_moments = {k: fit_oism(fresh, process, k) for k in (1, 3, 5)}
     for tau in (0.02, 0.3, 1.5):
         losses = [fit_oism(x, process, k, shrinkage=c).loss(tau, fresh_moments[k])
-                  for k in (1, 3, 5) for c in markov.SHRINKAGES]
+                  for k in (1, 3, 5) for c in oism.SHRINKAGES]
         alpha = chosen.coefficients(tau)
         loss = alpha @ fresh_moments[5].gram(tau) @ alpha - 2 * fresh_moments[5].rhs(tau) @ alpha
         assert float(loss) == pytest.approx(min(losses), rel=1e-9)

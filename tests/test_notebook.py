@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -20,10 +21,12 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from papermill import PapermillExecutionError
 from safetensors.torch import save
 
-from lib import notebook, parameters
-from lib.parameters import Refused, checked, literals, read_yaml
-from lib.progress import progress
-from scripts import report, student_edition
+from lib.base.stage import progress
+from pipeline import __main__ as command
+from pipeline import certificate, copies, files, publish, repro, run, student
+from pipeline import fingerprint as prints
+from pipeline.copies import read
+from pipeline.parameters import Refused, checked, literals, read_yaml
 
 
 def code(source: str, *tags: str, **kwargs: object) -> nbformat.NotebookNode:
@@ -43,11 +46,11 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "points.npz").write_bytes(b"some points")
     sha256 = hashlib.sha256(b"some points").hexdigest()
-    (tmp_path / "lib" / "data.py").write_text(f"import numpy\nPI = numpy.pi\nSHA256 = {{'points.npz': '{sha256}'}}\n")
+    (tmp_path / "lib" / "data.py").touch()
+    (tmp_path / "lib" / "data.sha256").write_text(f"{sha256}  points.npz\n")
     (tmp_path / "results").mkdir()
-    for module in (notebook, report, student_edition):
-        monkeypatch.setattr(module, "ROOT", tmp_path)
-        monkeypatch.setattr(module, "RESULTS", tmp_path / "results", raising=False)
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    monkeypatch.setattr(files, "RESULTS", tmp_path / "results")
     return tmp_path
 
 
@@ -58,7 +61,7 @@ def executed(seconds: str, random: str) -> nbformat.NotebookNode:
     """A notebook as papermill leaves it, with its times and random identifiers."""
     cells = [new_markdown_cell("# Title", id=f"m{random}"),
              code("seed = 0", "parameters", id=f"p{random}"),
-             code("seed = 1", notebook.INJECTED, id=f"i{random}"),
+             code("seed = 1", copies.INJECTED, id=f"i{random}"),
              code("print(seed)", "solution", id=f"c{random}", execution_count=3,
                   outputs=[new_output("stream", name="stdout", text="1\n")])]
     for cell in cells:
@@ -69,7 +72,7 @@ def executed(seconds: str, random: str) -> nbformat.NotebookNode:
 
 
 def test_stripping_leaves_what_the_author_wrote():
-    copy = notebook.stripped(executed("1.5", "abc"))
+    copy = copies.stripped(executed("1.5", "abc"))
     assert [cell.source for cell in copy.cells] == ["# Title", "seed = 0", "print(seed)"]
     assert [cell.id for cell in copy.cells] == ["cell-00", "cell-01", "cell-02"]
     assert all(cell.outputs == [] and cell.execution_count is None for cell in copy.cells if cell.cell_type == "code")
@@ -80,18 +83,18 @@ def test_stripping_leaves_what_the_author_wrote():
 
 
 def test_stripping_and_normalising_forget_times_and_identifiers_and_are_idempotent():
-    for function in (notebook.stripped, notebook.normalised):
-        once = notebook.dumps(function(executed("1.5", "abc")))
-        assert once == notebook.dumps(function(function(executed("1.5", "abc"))))
-        if function is notebook.stripped:
-            assert once == notebook.dumps(function(executed("2.5", "xyz")))
+    for function in (copies.stripped, copies.normalised):
+        once = copies.dumps(function(executed("1.5", "abc")))
+        assert once == copies.dumps(function(function(executed("1.5", "abc"))))
+        if function is copies.stripped:
+            assert once == copies.dumps(function(executed("2.5", "xyz")))
 
 
 def test_normalising_keeps_outputs_and_the_injected_cell():
-    first, second = (notebook.normalised(executed(*run)) for run in (("1.5", "abc"), ("2.5", "abc")))
-    assert notebook.dumps(first) == notebook.dumps(second)
+    first, second = (copies.normalised(executed(*run)) for run in (("1.5", "abc"), ("2.5", "abc")))
+    assert copies.dumps(first) == copies.dumps(second)
     assert [cell.source for cell in first.cells] == ["# Title", "seed = 0", "seed = 1", "print(seed)"]
-    assert first.cells[2].id == notebook.INJECTED  # papermill's is random
+    assert first.cells[2].id == copies.INJECTED  # papermill's is random
     assert first.cells[3].outputs[0].text == "1\n" and first.cells[3].execution_count == 3
 
 
@@ -100,7 +103,7 @@ def test_a_file_that_is_no_notebook_is_refused_by_name(root: Path):
     for content in ("<<<<<<< ours\n{}", "[]", "{}", '{"nbformat": 4}', "\xff"):
         (root / "notebooks" / "00_a.ipynb").write_bytes(content.encode("latin1"))
         with pytest.raises(Refused, match=r"notebooks/00_a\.ipynb cannot be read"):
-            notebook.clean()
+            prints.clean()
 
 
 # --- what a chapter depends on ----------------------------------------------------------------------------
@@ -116,14 +119,14 @@ def test_a_file_that_is_no_notebook_is_refused_by_name(root: Path):
 def test_imports_are_found_however_they_are_written(source: str, tmp_path: Path):
     for name in ("path", "plot"):
         (tmp_path / f"{name}.py").touch()
-    assert "path" in notebook.imported([source], tmp_path)[0]
+    assert "path" in prints.imported([source], tmp_path)[0]
 
 
 @pytest.mark.parametrize("source", ["import library.path", "from library import path", "# import lib.path",
                                     "text = 'import lib.path'", "import lib", "from lib import absent", "def broken("])
 def test_nothing_else_is_found(source: str, tmp_path: Path):
     (tmp_path / "path.py").touch()
-    assert notebook.imported([source], tmp_path)[0] == {}
+    assert prints.imported([source], tmp_path)[0] == {}
 
 
 def test_imports_are_followed_through_lib_also_in_circles_and_relative_ones(tmp_path: Path):
@@ -132,7 +135,7 @@ def test_imports_are_followed_through_lib_also_in_circles_and_relative_ones(tmp_
     (tmp_path / "c.py").write_text("from .d import something")
     (tmp_path / "d.py").write_text("from scipy import stats")
     (tmp_path / "e.py").write_text("import torch")
-    modules, packages = notebook.imported(["from lib import a\nimport math"], tmp_path)
+    modules, packages = prints.imported(["from lib import a\nimport math"], tmp_path)
     assert list(modules) == ["a", "b", "c", "d"]
     assert packages == {"numpy", "scipy", "math"}
 
@@ -154,15 +157,34 @@ def test_packages_count_with_their_faces(source: str, found: list[str], tmp_path
     (tmp_path / "house" / "attic.py").write_text("from .. import shed")
     (tmp_path / "house" / "cellar.py").touch()
     (tmp_path / "shed.py").touch()
-    assert list(notebook.imported([source], tmp_path)[0]) == found
+    assert list(prints.imported([source], tmp_path)[0]) == found
 
 
 def test_the_real_library_is_read_as_python_reads_it():
     """IPython's transformation, through which all sources pass, changes no module of lib."""
-    for file in Path(notebook.__file__).parent.rglob("*.py"):
+    for file in (files.ROOT / "lib").rglob("*.py"):
         source = file.read_text(encoding="utf-8")
-        transformed = notebook.TransformerManager().transform_cell(source)
+        transformed = prints.TransformerManager().transform_cell(source)
         assert ast.dump(ast.parse(source)) == ast.dump(ast.parse(transformed)), file.name
+
+
+def test_editing_a_file_of_lib_makes_stale_what_imports_it_and_nothing_else(tmp_path: Path,
+                                                                            monkeypatch: pytest.MonkeyPatch):
+    """On this tree: every chapter reduces by attention; none streams from disk; the sharded reduction is nobody's."""
+    chapters = {file.stem: read(file) for file in sorted((files.ROOT / "notebooks").glob("*.ipynb"))}
+    shutil.copytree(files.ROOT / "lib", tmp_path / "lib", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+
+    def stale(edited: str) -> set[str]:
+        before = {name: prints.fingerprint(name, notebook) for name, notebook in chapters.items()}
+        with (tmp_path / "lib" / edited).open("a") as file:
+            file.write("# edited\n")
+        return {name for name, notebook in chapters.items() if prints.fingerprint(name, notebook) != before[name]}
+
+    assert stale("kernels/attention.py") == stale("kernels/__init__.py") == stale("data.sha256") == set(chapters)
+    assert stale("bridge.py") == {"03_diffusion_schrodinger_bridge"}
+    assert stale("markov/smoothing.py") == {"04_operator_informed_scores"}
+    assert stale("kernels/sharded.py") == set()
 
 
 def test_a_fingerprint_is_content_alone(root: Path):
@@ -172,7 +194,7 @@ def test_a_fingerprint_is_content_alone(root: Path):
     (root / "full" / "results" / "00_a" / "long.json").write_text("1")
 
     def fingerprint() -> dict:
-        return notebook.fingerprint("00_a", new_notebook(cells=[code("from lib import used")]))
+        return prints.fingerprint("00_a", new_notebook(cells=[code("from lib import used")]))
 
     before = fingerprint()
     assert set(before["lib"]) == {"used"} and before["packages"] == {"torch": torch.__version__}
@@ -192,11 +214,11 @@ def test_clean_writes_copies_and_sweeps_the_rest(root: Path):
     folder = root / "results" / "clean"
     (folder / ".ipynb_checkpoints").mkdir(parents=True)
     (folder / "99_gone.ipynb").touch()
-    notebook.clean()
+    prints.clean()
     assert sorted(file.name for file in folder.iterdir()) == ["00_a.ipynb", "00_a.lib.json"]
-    assert list(json.loads((folder / "00_a.lib.json").read_text())["lib"]) == ["data"]
+    assert list(json.loads((folder / "00_a.lib.json").read_text())["lib"]) == ["data", "data.sha256"]
     before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
-    notebook.clean()
+    prints.clean()
     assert before == {file: file.stat().st_mtime_ns for file in folder.iterdir()}  # not even written again
 
 
@@ -204,21 +226,21 @@ def test_clean_refuses_damaged_and_missing_data(root: Path):
     file = root / "data" / "points.npz"
     file.write_bytes(b"some pointz")
     with pytest.raises(Refused, match=r"data/points\.npz: got SHA-256 .*; need .*: the file is damaged; delete it"):
-        notebook.clean()
+        prints.clean()
     file.unlink()
     with pytest.raises(Refused, match=r"data/points\.npz is missing; need the bundled data"):
-        notebook.clean()
+        prints.clean()
 
 
-def test_the_real_data_table_is_found():
+def test_the_library_and_the_pipeline_read_one_table_of_data():
     from lib import data
 
-    assert literals(Path(data.__file__).read_text(encoding="utf-8"))["SHA256"] == data.SHA256
+    assert data.TABLE == files.ROOT / prints.DATA and set(data.SHA256) >= {"digits.npz", "photographs.npz"}
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = tmp_path / "sub" / "file.json"
-    notebook.replace(file, "old")
+    files.replace(file, "old")
     whole = Path.write_bytes
 
     def half(self: Path, content: bytes) -> None:
@@ -227,7 +249,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Path, "write_bytes", half)
     with pytest.raises(OSError, match="No space left"):
-        notebook.replace(file, "something new")
+        files.replace(file, "something new")
     assert file.read_text() == "old" and list(file.parent.iterdir()) == [file]
 
 
@@ -340,9 +362,9 @@ def test_yaml_is_read_as_dvc_reads_it(tmp_path: Path):
 def test_only_what_differs_is_injected(root: Path):
     cells = [code("seed = 0\nsize = 2.0", "parameters"), code("seed = 5")]
     (root / "params.yaml").write_text("00_a:\n  seed: {value: 4, range: [0, 9]}\n  size: {value: 2, range: [0, 9]}\n")
-    assert notebook.parameters("00_a", new_notebook(cells=cells)) == ({"seed": 4, "size": 2.0}, {"seed": 4})
+    assert run.parameters("00_a", new_notebook(cells=cells)) == ({"seed": 4, "size": 2.0}, {"seed": 4})
     (root / "params.yaml").write_text("00_a:\n  seed: {value: 0, range: [0, 9]}\n  size: {value: 2, range: [0, 9]}\n")
-    assert notebook.parameters("00_a", new_notebook(cells=cells))[1] == {}
+    assert run.parameters("00_a", new_notebook(cells=cells))[1] == {}
 
 
 # --- putting results in place -----------------------------------------------------------------------------
@@ -370,19 +392,19 @@ def test_a_swap_cut_off_anywhere_is_repaired(tmp_path: Path, monkeypatch: pytest
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) if step < 3 else monkeypatch.context():
             patch.setattr(Path, "rename", killed(Path.rename))
-            patch.setattr(notebook.shutil, "rmtree", killed(notebook.shutil.rmtree))
-            notebook.swap(work, target)
-        notebook.repair(target)
+            patch.setattr(run.shutil, "rmtree", killed(run.shutil.rmtree))
+            run.swap(work, target)
+        run.repair(target)
         assert (target / "file").read_text() == expected
         assert list(base.iterdir()) == [target]
 
 
 def test_a_first_result_needs_no_predecessor_and_repair_nothing_to_repair(tmp_path: Path):
     target = tmp_path / "00_a"
-    notebook.repair(target)
-    notebook.swap(folder(tmp_path / ".00_a.1.new", "new"), target)
+    run.repair(target)
+    run.swap(folder(tmp_path / ".00_a.1.new", "new"), target)
     other = folder(tmp_path / ".00_ab.1.new", "of a chapter whose name begins the same way")
-    notebook.repair(target)
+    run.repair(target)
     assert (target / "file").read_text() == "new" and other.exists()
 
 
@@ -391,7 +413,7 @@ def test_checkpoints_belong_to_their_inputs(root: Path):
     source.with_suffix(".lib.json").write_text("{}")
 
     def checkpoints(**values: object) -> Path:
-        return notebook._checkpoints("00_a", source, values)
+        return run._checkpoints("00_a", source, values)
 
     first = folder(checkpoints(seed=0), "state")
     other = folder(root / "results" / "checkpoints" / "00_ab" / "key", "of another chapter")
@@ -409,11 +431,11 @@ def test_a_chapter_is_run_by_one_at_a_time(root: Path, capfd: pytest.CaptureFixt
     order = []
 
     def another() -> None:
-        with notebook.alone("00_a"):
+        with run.alone("00_a"):
             order.append("second")
 
-    with notebook.alone("00_a"):
-        with notebook.alone("01_b"):  # another chapter is free
+    with run.alone("00_a"):
+        with run.alone("01_b"):  # another chapter is free
             pass
         waiting = threading.Thread(target=another, daemon=True)
         waiting.start()
@@ -427,13 +449,13 @@ def test_a_chapter_is_run_by_one_at_a_time(root: Path, capfd: pytest.CaptureFixt
 def test_an_unknown_chapter_is_refused(root: Path):
     write(root / "notebooks" / "00_a.ipynb", code("1"))
     with pytest.raises(Refused, match="chapter: got '00_a'; need one of none: run `clean` first"):
-        notebook.run("00_a")
-    notebook.clean()
+        run.run("00_a")
+    prints.clean()
     with pytest.raises(Refused, match="chapter: got '00_b'; need one of 00_a"):
-        notebook.run("00_b")
-    for arguments in ([], ["run"], ["clean", "00_a"], ["walk", "00_a"]):
-        with pytest.raises(Refused, match="usage"):
-            notebook.main(arguments)
+        run.run("00_b")
+    for arguments in (["run"], ["clean", "00_a"], ["walk", "00_a"]):
+        with pytest.raises(Refused, match="command: got"):
+            command.main(arguments)
 
 
 @pytest.fixture
@@ -442,7 +464,7 @@ def ready(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write(root / "notebooks" / "00_a.ipynb", code("seed = 0", "parameters"))
     (root / "params.yaml").write_text("00_a: {seed: {value: 1, range: [0, 9]}}")
     folder(root / "results" / "00_a", "good")
-    notebook.clean()
+    prints.clean()
     for name in ("FIVE_ROADS_OUT", "FIVE_ROADS_PROGRESS", "FIVE_ROADS_CHECKPOINTS", "IPYTHONDIR",
                  "JUPYTER_RUNTIME_DIR", "PYTHONHASHSEED", "PYTHONPATH"):
         monkeypatch.setenv(name, "")  # restored afterwards
@@ -460,7 +482,7 @@ def test_a_run_puts_all_its_files_in_place_at_once(ready: Path, monkeypatch: pyt
 
     monkeypatch.setattr("papermill.execute_notebook", execute)
     folder(ready / "results" / "failed", "").joinpath("00_a.ipynb").touch()
-    notebook.run("00_a")
+    run.run("00_a")
     assert sorted(file.name for file in (ready / "results" / "00_a").iterdir()) == ["00_a.ipynb", "metrics.json"]
     assert sorted(path.name for path in (ready / "results").iterdir()) == [
         ".00_a.lock", "00_a", "checkpoints", "clean", "failed", "timings"]
@@ -485,7 +507,7 @@ def test_a_run_that_fails_keeps_results_and_checkpoints(
 
     monkeypatch.setattr("papermill.execute_notebook", execute)
     with pytest.raises(Refused, match=message):
-        notebook.run("00_a")
+        run.run("00_a")
     assert (ready / "results" / "00_a" / "file").read_text() == "good"
     assert not list((ready / "results").glob(".*.new"))
     assert [file.read_text() for file in (ready / "results" / "checkpoints").rglob("file")] == ["state"]
@@ -497,7 +519,7 @@ def test_a_refused_parameter_touches_nothing(ready: Path):
     (ready / "params.yaml").write_text("00_a: {seed: {value: 10, range: [0, 9]}}")
     before = sorted(ready.rglob("*"))
     with pytest.raises(Refused, match=r"params\.yaml: 00_a\.seed: got 10"):
-        notebook.run("00_a")
+        run.run("00_a")
     assert sorted(ready.rglob("*")) == before
 
 
@@ -514,7 +536,7 @@ def in_time(function, seconds: float = 20) -> None:
 
 def test_what_is_written_to_the_fifo_reaches_stderr(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     def much() -> None:
-        with notebook.terminal(tmp_path / "fifo") as fifo, open(fifo, "w") as pipe:
+        with run.terminal(tmp_path / "fifo") as fifo, open(fifo, "w") as pipe:
             for i in range(100):
                 pipe.write(f"{i:03d}" * 1000)
 
@@ -524,21 +546,21 @@ def test_what_is_written_to_the_fifo_reaches_stderr(tmp_path: Path, capfd: pytes
 
 def test_the_fifo_blocks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def nobody_writes() -> None:
-        with notebook.terminal(tmp_path / "a"):
+        with run.terminal(tmp_path / "a"):
             pass
 
     def the_writer_stays_open() -> None:
-        with notebook.terminal(tmp_path / "b") as fifo:
+        with run.terminal(tmp_path / "b") as fifo:
             os.write(os.open(fifo, os.O_WRONLY), b"half a line")
 
     def the_cell_fails() -> None:
-        with pytest.raises(RuntimeError), notebook.terminal(tmp_path / "c"):
+        with pytest.raises(RuntimeError), run.terminal(tmp_path / "c"):
             raise RuntimeError
 
     def the_terminal_has_gone() -> None:
         write = os.write
-        monkeypatch.setattr(notebook.os, "write", lambda fd, data: write(-1 if fd == 2 else fd, data))
-        with notebook.terminal(tmp_path / "d") as fifo, open(fifo, "wb") as pipe:
+        monkeypatch.setattr(run.os, "write", lambda fd, data: write(-1 if fd == 2 else fd, data))
+        with run.terminal(tmp_path / "d") as fifo, open(fifo, "wb") as pipe:
             pipe.write(b"x" * 1_000_000)  # more than a pipe holds
 
     for case in (nobody_writes, the_writer_stays_open, the_cell_fails, the_terminal_has_gone):
@@ -547,7 +569,7 @@ def test_the_fifo_blocks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_progress_goes_to_the_runner_and_not_to_the_notebook(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
-    with notebook.terminal(tmp_path / "fifo") as fifo:
+    with run.terminal(tmp_path / "fifo") as fifo:
         monkeypatch.setenv("FIVE_ROADS_PROGRESS", str(fifo))
         monkeypatch.setattr("sys.stderr", None)  # what a cell writes there would land in the notebook
         assert list(progress(range(3), desc="counting")) == [0, 1, 2]
@@ -564,7 +586,7 @@ def verdict(tmp_path: Path, suffix: str, old: bytes | str, new: bytes | str) -> 
     files = tmp_path / f"old{suffix}", tmp_path / f"new{suffix}"
     for file, content in zip(files, (old, new), strict=True):
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return report.compare(*files)
+    return certificate.compare(*files)
 
 
 @pytest.mark.parametrize(("old", "new", "expected"), [
@@ -592,7 +614,7 @@ def test_other_outputs_are_compared_by_kind(tmp_path: Path):
     def one(text: str, image: str = "aaaa", source: str = "1") -> str:
         outputs = [new_output("stream", name="stdout", text=text),
                    new_output("display_data", data={"image/png": image, "text/plain": "a picture"})]
-        return notebook.dumps(new_notebook(cells=[code(source, outputs=outputs, id="a")]))
+        return copies.dumps(new_notebook(cells=[code(source, outputs=outputs, id="a")]))
 
     assert verdict(tmp_path, ".ipynb", one("loss 1.2345"), one("loss 1.23451")) == "agrees"
     assert verdict(tmp_path, ".ipynb", one("loss 1.2345"), one("loss 1.2445")) == "differs"
@@ -613,7 +635,7 @@ def test_other_outputs_are_compared_by_kind(tmp_path: Path):
 def test_what_is_new_and_what_has_gone(tmp_path: Path):
     here, absent = tmp_path / "here.json", tmp_path / "absent.json"
     here.touch()
-    assert report.compare(absent, here) == "new" and report.compare(here, absent) == "gone"
+    assert certificate.compare(absent, here) == "new" and certificate.compare(here, absent) == "gone"
 
 
 # --- the table, and DVC's own files -----------------------------------------------------------------------
@@ -625,11 +647,11 @@ def chapter(root: Path, name: str, *cells: nbformat.NotebookNode) -> Path:
     results = root / "results" / name
     (results / "figures").mkdir(parents=True)
     (results / "figures" / "gallery.png").write_bytes(b"a picture")
-    made = notebook.stripped(notebook.read(source))
+    made = copies.stripped(copies.read(source))
     for cell in made.cells:
         if cell.cell_type == "code":
             cell.outputs = [new_output("stream", name="stdout", text="made by the pipeline")]
-    (results / f"{name}.ipynb").write_text(notebook.dumps(made))
+    (results / f"{name}.ipynb").write_text(copies.dumps(made))
     row = {"id": name[:2], "says": "something", "measured": 1.0, "relation": "=", "expected": 1.0, "tolerance": 0.1,
            "holds": True, "note": ""}
     (results / "claims.json").write_text(json.dumps([row, row | {"id": "no", "holds": None}]))
@@ -653,17 +675,17 @@ def test_the_table_says_what_was_done(
     timings.mkdir()
     (timings / "00_a.json").write_text(json.dumps({"seconds": 12.3, "finished": time.time() + 60}))
     (timings / "01_b.json").write_text('{"seconds": 4')  # cut short
-    monkeypatch.setattr(report, "dvc", lambda *_: 0)
-    report.repro()
+    monkeypatch.setattr(repro, "dvc", lambda *_: 0)
+    repro.repro()
     lines = {line.split()[0]: " ".join(line.split()) for line in capsys.readouterr().out.splitlines() if line}
     assert lines["00_a"] == "00_a 12.3 rebuilt 1/1 results/00_a/00_a.ipynb"
     assert lines["01_b"] == "01_b – up to date 1/1 results/01_b/01_b.ipynb"
 
-    monkeypatch.setattr(report, "dvc", lambda *_: 1)
+    monkeypatch.setattr(repro, "dvc", lambda *_: 1)
     (timings / "00_a.json").unlink()
-    notebook.shutil.rmtree(two_chapters / "results" / "01_b")
+    run.shutil.rmtree(two_chapters / "results" / "01_b")
     with pytest.raises(Refused, match="stopped"):
-        report.repro()
+        repro.repro()
     lines = {line.split()[0]: " ".join(line.split()) for line in capsys.readouterr().out.splitlines() if line}
     assert lines["00_a"].startswith("00_a – last good 1/1") and lines["01_b"].startswith("01_b – missing 0/0")
 
@@ -674,22 +696,22 @@ def test_dvc_files_that_a_kill_cut_short_are_removed_and_whole_ones_kept(root: P
     whole = {root / "dvc.lock": json.dumps({"schema": "2.0", "stages": {"clean": stage, "run@00_a": stage}}),
              root / ".dvc" / "tmp" / "rwlock": json.dumps({"write": {"/a": {"pid": 1, "cmd": "dvc"}}, "read": {}})}
     (root / ".dvc" / "tmp").mkdir(parents=True)
-    assert not report.mended()
+    assert not repro.mended()
     for file, text in whole.items():
         file.write_text(text)
-    assert not report.mended() and all(file.exists() for file in whole)
+    assert not repro.mended() and all(file.exists() for file in whole)
     for file, text in whole.items():
         for length in range(0, len(text), 7):
             file.write_text(text[:length])
-            assert report.mended() and not file.exists()
+            assert repro.mended() and not file.exists()
         file.write_text(text)
 
 
 def test_the_pipeline_goes_on_once_dvcs_files_are_mended(two_chapters: Path, monkeypatch: pytest.MonkeyPatch):
     codes = iter([1, 0])
-    monkeypatch.setattr(report, "dvc", lambda *_: next(codes))
+    monkeypatch.setattr(repro, "dvc", lambda *_: next(codes))
     (two_chapters / "dvc.lock").write_text("schema: '2.0'\nstages:\n  clean:\n    cm")
-    report.repro()
+    repro.repro()
     assert next(codes, None) is None
 
 
@@ -702,7 +724,7 @@ def tree(root: Path) -> dict[str, bytes]:
 
 
 def test_publishing_copies_what_the_pipeline_made(two_chapters: Path):
-    report.publish()
+    publish.publish()
     for name in ("00_a", "01_b"):
         results = two_chapters / "results" / name
         assert (two_chapters / "notebooks" / f"{name}.ipynb").read_bytes() == (results / f"{name}.ipynb").read_bytes()
@@ -715,7 +737,7 @@ def test_publishing_copies_what_the_pipeline_made(two_chapters: Path):
         "metrics": {"loss": 1.5}, "tolerances": {"loss": 0.1}, "claims": {"01": True, "no": None}}
     assert published["machine"]["torch"] == torch.__version__
     once = tree(two_chapters)
-    report.publish()
+    publish.publish()
     assert tree(two_chapters) == once
 
 
@@ -727,33 +749,33 @@ def test_publishing_refuses_before_anything_is_written(two_chapters: Path):
     def refused(message: str) -> None:
         before = tree(two_chapters)
         with pytest.raises(Refused, match=message):
-            report.publish()
+            publish.publish()
         assert tree(two_chapters) == before
         for file, content in good.items():
             file.write_bytes(content)
 
     write(second, new_markdown_cell("# B"), code("print(3)"))
     refused(r"01_b: notebooks/01_b\.ipynb has changed since its results were made")
-    write(made, new_markdown_cell("# B"), code("a = 1", notebook.INJECTED), code("print(2)"))
+    write(made, new_markdown_cell("# B"), code("a = 1", copies.INJECTED), code("print(2)"))
     refused("01_b: not made with the default parameters")
     made.unlink()
     refused("01_b: no results to publish")
     (two_chapters / "README.md").write_text("no marks")
     refused(r"README\.md: got no place for the ledger; need the marks")
-    report.publish()
+    publish.publish()
 
 
 # --- the student edition ----------------------------------------------------------------------------------
 
 
-def test_the_student_edition_has_no_solutions_and_no_outputs(root: Path):
+def test_the_student_has_no_solutions_and_no_outputs(root: Path):
     write(root / "notebooks" / "00_a.ipynb", new_markdown_cell("**Exercise.**"),
           code("def f(x):\n    ### BEGIN SOLUTION\n    return x\n    ### END SOLUTION\n\n\nprint(1)",
                outputs=[new_output("stream", name="stdout", text="1\n")], execution_count=7),
           code("### BEGIN SOLUTION\nsecret = 1\n### END SOLUTION", "solution"),
           code("print(2)  # kept", "nbval-check-output"))
-    student_edition.main(root / "out")
-    made = notebook.read(root / "out" / "00_a.ipynb")
+    student.write(root / "out")
+    made = copies.read(root / "out" / "00_a.ipynb")
     assert [cell.source for cell in made.cells] == [
         "**Exercise.**", "def f(x):\n# your solution\n\n\nprint(1)", "# your solution", "print(2)  # kept"]
     assert all(not cell.outputs and cell.execution_count is None for cell in made.cells[1:])
@@ -761,5 +783,5 @@ def test_the_student_edition_has_no_solutions_and_no_outputs(root: Path):
 
 
 def test_the_pipeline_speaks_with_one_kind_of_error():
-    assert issubclass(parameters.Refused, SystemExit)  # a message and exit status 1, no traceback
+    assert issubclass(Refused, SystemExit)  # a message and exit status 1, no traceback
     assert str(Refused("x")) == "error: x"

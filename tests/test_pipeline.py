@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 HOUSE = Path(__file__).resolve().parent.parent
 VENV = Path(sys.prefix)
-COPIED = ("lib", "scripts", "store", "Makefile", "data.dvc", "requirements.txt", "pyproject.toml", ".gitignore",
+COPIED = ("lib", "pipeline", "store", "Makefile", "data.dvc", "requirements.txt", "pyproject.toml", ".gitignore",
           ".gitattributes", ".dvcignore", ".dvc/config", ".dvc/.gitignore")
 CHAPTERS = ("00_path", "01_train")
 STEPS, HOLD = 40, 15
@@ -45,8 +45,9 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import lib.path
-from lib import data, path, plot
-from lib.claims import Ledger
+from lib import data, path
+from lib.chapter import plot
+from lib.chapter.claims import Ledger
 
 assert Path(lib.path.__file__).parent == Path.cwd().parent / "lib"  # the project's own
 claims = Ledger("PATH")""", """\
@@ -64,7 +65,7 @@ import torch
 from safetensors.torch import save_file
 
 import lib.fit
-from lib.claims import Ledger
+from lib.chapter.claims import Ledger
 
 assert Path(lib.fit.__file__).parent == Path.cwd().parent / "lib"
 lib.fit.SECONDS_BETWEEN_CHECKPOINTS = 0.0
@@ -306,7 +307,7 @@ def test_an_edited_module_and_a_changed_parameter_rerun_their_chapter_alone(proj
                 if "injected-parameters" in cell.metadata.get("tags", [])]
     assert len(injected) == 1 and "steepness = 3.0" in injected[0] and "seed" not in injected[0]
     assert project.outputs()["00_path/figures/gallery.png"] != outputs["00_path/figures/gallery.png"]
-    said = project.run(sys.executable, "-m", "scripts.report", "publish", fails=True)
+    said = project.run(sys.executable, "-m", "pipeline", "publish", fails=True)
     assert "00_path: not made with the default parameters" in said
 
     project.edit("params.yaml", "value: 3,", "value: 2,")
@@ -380,7 +381,7 @@ def test_a_disturbed_run_loses_nothing_and_ends_with_the_same_bytes(
     until(lambda: calls.exists() and len(calls.read_text().splitlines()) >= HOLD, process)
     assert project.outputs() == built.outputs()  # the previous results are there all the while
     everything = psutil.Process(process.pid).children(recursive=True)
-    runners, kernels = find(process, "lib.notebook run"), find(process, "ipykernel_launcher")
+    runners, kernels = find(process, "pipeline run"), find(process, "ipykernel_launcher")
     assert runners and len(kernels) == 1
     again = None
     if disturbance == "all killed":
@@ -524,5 +525,5 @@ def test_publishing_copies_the_executed_notebooks_and_reruns_nothing(project: Pr
     assert project.runs() == before
 
     project.edit("notebooks/00_path.ipynb", "# 00_path", "# another title")
-    said = project.run(sys.executable, "-m", "scripts.report", "publish", fails=True)
+    said = project.run(sys.executable, "-m", "pipeline", "publish", fails=True)
     assert "notebooks/00_path.ipynb has changed since its results were made" in said

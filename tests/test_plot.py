@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lib import plot
-from lib.data import eight_gaussians
+from lib.chapter import plot
+from lib.toys import eight_gaussians
 
 ALT = "A line that rises from the lower left to the upper right."
 

@@ -1,7 +1,7 @@
 """Progress reaches the pipeline's pipe when there is one, and the reader's screen otherwise."""
 from __future__ import annotations
 
-from lib.progress import PIPE, progress
+from lib.base.stage import PIPE, progress
 
 
 def test_it_iterates_and_counts(capsys):

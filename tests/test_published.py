@@ -9,9 +9,11 @@ import re
 import nbformat
 import pytest
 
-from lib.notebook import INJECTED, RESULTS, ROOT, dumps, parameters, read, stripped, tagged
-from lib.parameters import literals, read_yaml
-from scripts.student_edition import student
+from pipeline.copies import INJECTED, dumps, read, stripped, tagged
+from pipeline.files import RESULTS, ROOT
+from pipeline.parameters import literals, read_yaml
+from pipeline.run import parameters
+from pipeline.student import student
 
 NAMES = sorted(file.stem for file in (ROOT / "notebooks").glob("*.ipynb"))
 MACHINE = re.compile(r"(?<![\w.:/])(?:/(?:home|root|Users|tmp|work|private|var|opt|mnt|usr)/\w|[A-Z]:\\)|ipykernel_\d")

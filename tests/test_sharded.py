@@ -20,10 +20,11 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 import lib.fit
-from lib import nets, ranks
+from lib import nets
+from lib.base import ranks
 from lib.fit import fit
 from lib.kernels import gaussian_posterior
-from lib.kernels_sharded import sharded_posterior, streamed_posterior
+from lib.kernels.sharded import sharded_posterior, streamed_posterior
 
 ROOT = Path(__file__).resolve().parent.parent
 WORLD = 2

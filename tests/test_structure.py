@@ -16,36 +16,57 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = {file.stem: ast.parse(file.read_text(encoding="utf-8")) for file in (ROOT / "lib").glob("*.py")}
+
+
+def module(file: Path) -> str:
+    """The dotted name below `lib` of a file; a package's is that of its face."""
+    return ".".join(file.relative_to(ROOT / "lib").with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = {module(file): file for file in sorted((ROOT / "lib").rglob("*.py"))}
+MODULES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in FILES.items()}
 LIBRARY = sorted(set(MODULES) - {"__init__"})
-CHAPTERS = {"kinetic", "interpolant", "bridge", "markov", "difference"}
-NOTEBOOK_ONLY = {"plot", "claims", "notebook", "parameters"}
-KERNELS = {module for module in LIBRARY if module.startswith("kernels")}
-CORE = KERNELS | {"check", "ranks", "path", "posterior", "transport", "solve", "nets", "fit", "progress", "data",
-                  "metrics"}
+# Floors from the ground up; each stands on those before it, rooms of one floor with no circle among them.
+FLOORS = {
+    "base": {"base"},
+    "core": {"kernels", "path", "solve", "nets", "fit", "metrics", "affine", "data"},
+    "models": {"posterior", "toys", "transport", "kinetic", "interpolant", "bridge", "markov", "difference"},
+    "notebooks": {"chapter"},
+}
+METHODS = {"kinetic", "interpolant", "bridge", "markov", "difference"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
-def imports(module: str, *, at_load: bool = False) -> set[str]:
-    """Modules of `lib` that a module imports: wherever the statement stands, or when it is loaded."""
+def imports(tree: ast.Module, *, at_load: bool = False) -> set[str]:
+    """Modules of `lib` that a source imports: wherever the statement stands, or when it is loaded."""
     found = set()
-    for node in MODULES[module].body if at_load else ast.walk(MODULES[module]):
-        if isinstance(node, ast.ImportFrom) and node.module == "lib":
+    for node in tree.body if at_load else ast.walk(tree):
+        if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lib."):
-            found.add(node.module.split(".")[1])
-        elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("lib.")}
-    return found & set(MODULES)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "relative imports hide where a name comes from"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name.removeprefix("lib.") in MODULES else node.module for name in names}
+    return {name.removeprefix("lib.") for name in found if name.startswith("lib.")} & set(MODULES)
 
 
-GRAPH = {module: imports(module) for module in LIBRARY}
-LOADED = {module: imports(module, at_load=True) for module in LIBRARY}
+GRAPH = {name: imports(MODULES[name]) for name in LIBRARY}
+LOADED = {name: imports(MODULES[name], at_load=True) for name in LIBRARY}
 
 
-def reach(module: str, graph: dict[str, set[str]] = GRAPH) -> set[str]:
+def room(name: str) -> str:
+    return name.split(".")[0]
+
+
+def floor(name: str) -> int:
+    """0 for the ground floor."""
+    level, = (i for i, rooms in enumerate(FLOORS.values()) if room(name) in rooms)
+    return level
+
+
+def reach(name: str, graph: dict[str, set[str]] = GRAPH) -> set[str]:
     """All that a module imports, directly or not."""
-    seen, todo = set(), list(graph[module])
+    seen, todo = set(), list(graph[name])
     while todo:
         if (one := todo.pop()) not in seen:
             seen.add(one)
@@ -53,34 +74,42 @@ def reach(module: str, graph: dict[str, set[str]] = GRAPH) -> set[str]:
     return seen
 
 
-def test_the_ground_floor_knows_nobody():
-    assert not GRAPH["check"] and GRAPH["path"] == {"check"}
-    assert not GRAPH["ranks"] and all(GRAPH[kernel] <= KERNELS | {"check", "ranks"} for kernel in KERNELS)
-    assert GRAPH["posterior"] | GRAPH["transport"] <= {"check", "kernels", "path"}
-    for module in CORE & set(LIBRARY):
-        assert GRAPH[module] <= CORE, f"{module} of the core imports {GRAPH[module] - CORE}"
+def test_every_room_has_its_floor():
+    assert {room(name) for name in LIBRARY} == set().union(*FLOORS.values())
 
 
-def test_no_circles():
-    assert not [module for module in LIBRARY if module in reach(module, LOADED)]
+@pytest.mark.parametrize("name", LIBRARY)
+def test_nobody_looks_upstairs(name: str):
+    """Lazy imports included; what only notebooks use is not for the mathematics, and needs none of it."""
+    for other in GRAPH[name]:
+        assert floor(other) <= floor(name), f"{name} imports {other}"
+        assert room(name) != "chapter" or room(other) in ("base", "chapter"), f"{name} imports {other}"
 
 
-def test_chapters_stand_on_the_core_and_never_on_each_other():
-    for chapter in CHAPTERS & set(LIBRARY):
-        assert not reach(chapter) & (CHAPTERS - {chapter})
-    rooms = set(LIBRARY) - CORE - CHAPTERS - NOTEBOOK_ONLY
-    for room in rooms:  # a second file of one chapter, and of one only
-        assert len([c for c in CHAPTERS & set(LIBRARY) if room in reach(c)]) == 1, room
+def test_no_circles_lazy_imports_included():
+    assert not [name for name in LIBRARY if name in reach(name)]
+    rooms = {room(name): {room(other) for one in LIBRARY if room(one) == room(name) for other in GRAPH[one]}
+             - {room(name)} for name in LIBRARY}
+    assert not [name for name in rooms if name in reach(name, rooms)]
 
 
-def test_only_notebooks_import_plot_and_claims():
-    for module in LIBRARY:
-        assert module in NOTEBOOK_ONLY or not GRAPH[module] & NOTEBOOK_ONLY, module
+def test_methods_never_stand_on_each_other():
+    for name in LIBRARY:
+        assert not {room(other) for other in reach(name)} & METHODS - {room(name)}, name
+
+
+def test_the_pipeline_sees_only_what_it_must():
+    allowed = {"base.stage", "chapter.claims"}
+    for file in (ROOT / "pipeline").glob("*.py"):
+        found = imports(ast.parse(file.read_text(encoding="utf-8"))) - {"base", "chapter"}
+        assert found <= allowed, f"{file.name} imports {found - allowed}"
+    for name, file in FILES.items():
+        assert not re.search(r"^\s*(from|import) pipeline", file.read_text(encoding="utf-8"), re.MULTILINE), name
 
 
 @pytest.mark.parametrize(("statement", "absent"), [
     ("import lib", ["torch", "numpy", "matplotlib"]),
-    ("import lib.notebook", ["torch", "matplotlib"]),
+    ("import pipeline.run, pipeline.fingerprint, pipeline.repro", ["torch", "matplotlib"]),
     ("import lib.kernels", ["triton", "matplotlib", "sklearn", "ot"]),
 ])
 def test_importing_costs_no_more_than_it_must(statement, absent):
@@ -89,30 +118,39 @@ def test_importing_costs_no_more_than_it_must(statement, absent):
     assert out.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_modules_are_short_and_documented(module):
-    lines = (ROOT / "lib" / f"{module}.py").read_text(encoding="utf-8").count("\n")
-    assert lines <= (500 if module.startswith("kernels") else 350)
-    assert ast.get_docstring(MODULES[module])
-    public = [node for node in MODULES[module].body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+LONGEST_BODY = 57
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_are_documented_and_bodies_short(name: str):
+    assert ast.get_docstring(MODULES[name])
+    public = [node for node in MODULES[name].body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
     public += [part for node in public if isinstance(node, ast.ClassDef) for part in node.body
                if isinstance(part, ast.FunctionDef)]
     for node in public:
         plain = node.name.startswith("_") or node.name in ("forward", "backward", "main")
-        assert plain or ast.get_docstring(node), f"{module}: {node.name} has no docstring"
+        assert plain or ast.get_docstring(node), f"{name}: {node.name} has no docstring"
+    for node in ast.walk(MODULES[name]):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+            assert lines <= LONGEST_BODY, f"{name}: {node.name} has {lines} lines"
 
 
-@pytest.mark.parametrize("module", LIBRARY)
-def test_nothing_touches_the_global_random_state(module):
+def test_the_library_is_thin():
+    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in FILES.values()) <= 4950
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_nothing_touches_the_global_random_state(name: str):
     drawn = re.compile(r"np\.random\.(?!Generator|default_rng)|torch\.(manual_seed|seed)\(|\brandom\.(seed|random)\(")
-    source = (ROOT / "lib" / f"{module}.py").read_text(encoding="utf-8")
-    allowed = 1 if module == "nets" else 0  # `nets.seeded` forks the state and puts it back
-    assert len(drawn.findall(source)) == allowed
-    for node in ast.walk(MODULES[module]):
-        name = getattr(getattr(node, "func", None), "attr", "")
-        if name in {"rand", "randn", "randint", "randperm", "multinomial", "normal"}:
+    allowed = 1 if name == "nets" else 0  # `nets.seeded` forks the state and puts it back
+    assert len(drawn.findall(FILES[name].read_text(encoding="utf-8"))) == allowed
+    for node in ast.walk(MODULES[name]):
+        call = getattr(getattr(node, "func", None), "attr", "")
+        if call in {"rand", "randn", "randint", "randperm", "multinomial", "normal"}:
             explicit = any(k.arg in ("generator", None) for k in node.keywords)
-            assert explicit, f"{module}:{node.lineno} draws without a generator"
+            assert explicit, f"{name}:{node.lineno} draws without a generator"
 
 
 # --- versions ---------------------------------------------------------------------------------------------
@@ -146,11 +184,11 @@ def test_what_is_installed_is_what_is_pinned():
 
 def test_what_is_imported_is_pinned():
     owners, pinned = importlib.metadata.packages_distributions(), set(pins())
-    for file in [*(ROOT / "lib").glob("*.py"), *(ROOT / "scripts").glob("*.py")]:
+    for file in [*FILES.values(), *(ROOT / "pipeline").glob("*.py")]:
         nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
         names = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
         names |= {n.module for n in nodes if isinstance(n, ast.ImportFrom)}
-        for top in {n.split(".")[0] for n in names} - set(sys.stdlib_module_names) - {"lib", "scripts", "triton"}:
+        for top in {n.split(".")[0] for n in names} - set(sys.stdlib_module_names) - {"lib", "pipeline", "triton"}:
             assert {canonicalize_name(owner) for owner in owners[top]} & pinned, f"{file.name}: {top}"
 
 

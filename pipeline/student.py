@@ -1,16 +1,17 @@
 """An edition of the notebooks to hand out: without solutions and without outputs.
 
-    python -m scripts.student_edition FOLDER
+    python -m pipeline student [FOLDER]          default: student/
 
 A cell tagged `solution` becomes an empty one; elsewhere, what stands between the two marks goes.
 """
 import re
-import sys
 from pathlib import Path
 
 import nbformat
 
-from lib.notebook import ROOT, dumps, read, replace, stripped, tagged
+from pipeline import files
+from pipeline.copies import dumps, read, stripped, tagged
+from pipeline.files import replace
 
 SOLUTION = re.compile(r"^[ \t]*### BEGIN SOLUTION.*?### END SOLUTION[^\n]*", re.DOTALL | re.MULTILINE)
 
@@ -26,11 +27,8 @@ def student(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return notebook
 
 
-def main(folder: Path) -> None:
-    for source in sorted((ROOT / "notebooks").glob("*.ipynb")):
+def write(folder: Path) -> None:
+    """The edition of every notebook, into `folder`."""
+    for source in sorted((files.ROOT / "notebooks").glob("*.ipynb")):
         replace(folder / source.name, dumps(student(read(source))))
     print(f"written to {folder}/")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) == 2 else sys.exit("usage: python -m scripts.student_edition FOLDER")))

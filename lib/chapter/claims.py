@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 from IPython.display import Markdown, display
 
-from lib import check
+from lib.base import check
+from lib.base.stage import OUT
 
-OUT = "FIVE_ROADS_OUT"
 RELATIONS = {
     "=": lambda measured, expected, tolerance: abs(measured - expected) <= tolerance,
     "≤": lambda measured, expected, tolerance: measured <= expected + tolerance,

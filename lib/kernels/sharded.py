@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lib import check, ranks
+from lib.base import check, ranks
 from lib.kernels import GaussianPosterior, gaussian_posterior, merge
 
 

@@ -18,9 +18,9 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from lib import check
+from lib.base import check
 from lib.kernels import gaussian_posterior
-from lib.semigroup import OrnsteinUhlenbeck, Process
+from lib.markov.process import OrnsteinUhlenbeck, Process
 
 VARIANTS = ("pushed", "frozen")
 

@@ -22,10 +22,11 @@ from functools import cache, cached_property
 import torch
 from torch import Tensor
 
-from lib import check
-from lib.data import Affine
+from lib.affine import Affine
+from lib.base import check
+from lib.base.shapes import column
 from lib.kernels import gaussian_posterior
-from lib.path import Path, column
+from lib.path import Path
 from lib.solve import Field
 
 

@@ -26,8 +26,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lib import check, kernels_triton
-from lib.kernels import TRITON_COLUMNS, GaussianPosterior, merge, products_are_enough, tolerable
+from lib.base import check
+from lib.kernels import device as on_device
+from lib.kernels.terms import TRITON_COLUMNS, GaussianPosterior, merge, products_are_enough, tolerable
 
 EXPLICIT_COLUMNS = 8
 PROGRAMS_PER_PROCESSOR = 4
@@ -47,7 +48,7 @@ class Plan(NamedTuple):
 def posterior(x: Tensor, y: Tensor, sigma: Tensor, log_w: Tensor | None, values: Tensor | None,
               rounded: bool) -> GaussianPosterior:
     """`lib.kernels.gaussian_posterior` for checked arguments; `rounded` if the points were given in bfloat16."""
-    if not x.is_cuda and isinstance(kernels_triton.explicit_forward, triton.JITFunction):
+    if not x.is_cuda and isinstance(on_device.explicit_forward, triton.JITFunction):
         check.refuse("backend", f"'triton' for tensors on {x.device}", "tensors on a GPU, or TRITON_INTERPRET=1")
     columns = max(x.shape[1], 0 if values is None else values.shape[1])
     if columns > TRITON_COLUMNS:
@@ -143,7 +144,7 @@ def _explicit_forward(x, y, sigma, log_w, values, plan) -> list[GaussianPosterio
     q, k, sizes, (own, stream, warps) = _explicit_arguments(x, y, sigma, log_w, values, plan)
     parts, chunk = _split(q.shape[1] // own, len(y), stream, x.device)
     out = x.new_empty(parts, 2 + sizes["F"], q.shape[1])
-    kernels_triton.explicit_forward[q.shape[1] // own, parts](
+    on_device.explicit_forward[q.shape[1] // own, parts](
         q, k, out, len(y), chunk, q.shape[1], k.shape[1], **sizes, OWN=own, STREAM=stream,
         WEIGHTS=log_w is not None, num_warps=warps)
     out = out[:, :, :len(x)]
@@ -160,7 +161,7 @@ def _explicit_backward(x, y, sigma, log_w, values, log2_z, e, h, f, plan, sides)
         parts, chunk = _split(mine.shape[1] // own, others.shape[1], stream, x.device)
         rows = 1 + x.shape[1] + (0 if of_queries else sizes["F"])
         out = x.new_empty(parts, rows, mine.shape[1])
-        kernels_triton.explicit_backward[mine.shape[1] // own, parts](
+        on_device.explicit_backward[mine.shape[1] // own, parts](
             q, k, out, others.shape[1], chunk, q.shape[1], k.shape[1], **sizes, OWN=own, STREAM=stream,
             OF_QUERIES=of_queries, num_warps=warps)
         first, points, features = out.sum(0)[:, :len(x if of_queries else y)].split(
@@ -190,7 +191,7 @@ def _products_forward(x, y, sigma, log_w, values, plan) -> list[GaussianPosterio
     moments, mean = x.new_empty(parts, 2, len(a)), x.new_empty(parts, len(a), sizes["FP"])
     if not x.is_cuda:  # the interpreter has no product in bfloat16
         sizes["PRECISION"] = "ieee"
-    kernels_triton.products_forward[len(a) // own, parts](
+    on_device.products_forward[len(a) // own, parts](
         a, b, v, q, k, moments, mean, chunk, len(a), len(b), **sizes, OWN=own, STREAM=stream,
         ROUNDED=plan.precision == "bf16", num_warps=warps, num_stages=2)
     features = x.shape[1] if values is None else values.shape[1]
@@ -211,7 +212,7 @@ def _products_backward(x, y, sigma, log_w, values, log2_z, e, h, f, plan, sides)
         parts, chunk = _split(len(mine) // own, len(others), stream, x.device)
         moments = x.new_empty(parts, 3, len(mine))
         points, features = (x.new_empty(parts, len(mine), sizes[n]) for n in ("DP", "FP"))
-        kernels_triton.products_backward[len(mine) // own, parts](
+        on_device.products_backward[len(mine) // own, parts](
             *sources, q, k, moments, points, features, len(others), chunk, len(a), len(b), **sizes, OWN=own,
             STREAM=stream, OF_QUERIES=of_queries, num_warps=warps, num_stages=2)
         pulls, second, lengths = moments.sum(0)[:, :len(x if of_queries else y)]

@@ -19,9 +19,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lib import check
+from lib.base import check
+from lib.base.stage import OUT
 
-OUT = "FIVE_ROADS_OUT"  # folder of the running chapter's results, named by the pipeline
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
 GREY = "#7F7F7F"

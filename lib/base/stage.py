@@ -1,4 +1,4 @@
-"""Progress of long work: a tqdm bar where the reader is.
+"""What a stage of the pipeline and its notebook share: names in the environment, and progress of long work.
 
 In Jupyter and in a terminal this is tqdm.  Inside the pipeline anything a cell prints would land in the
 executed notebook, so the runner names a FIFO in the environment and the bar goes there instead.
@@ -11,7 +11,10 @@ from collections.abc import Iterable
 from tqdm.auto import tqdm as auto
 from tqdm.std import tqdm as plain
 
+# What the runner of the pipeline tells a notebook's kernel, by names in the environment.
+OUT = "FIVE_ROADS_OUT"  # folder of the running chapter's results
 PIPE = "FIVE_ROADS_PROGRESS"  # path of the FIFO that the runner reads
+CHECKPOINTS = "FIVE_ROADS_CHECKPOINTS"  # folder for checkpoints of training
 
 
 def progress(iterable: Iterable | None = None, *, desc: str, total: int | None = None,

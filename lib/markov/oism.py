@@ -1,6 +1,6 @@
-r"""Scores of noised data without a network: linear algebra in an eigenbasis, and kernel smoothing.
+r"""Operator-informed score matching: scores of noised data by linear algebra in an eigenbasis.
 
-**Operator-informed score matching.**  For a process of `lib.semigroup` (generator L, Lφ_k = λ_k φ_k, stationary
+For a process of `lib.markov.process` (generator L, Lφ_k = λ_k φ_k, stationary
 law π, Γ(f, g) = ½(L(fg) − fLg − gLf)) write the score of X_τ as ∇log π + ∇f with f = Σ_m α_m φ_m.  Integration by
 parts turns the Fisher divergence into α·Aα − 2b·α + const with A_mn = E Γ(φ_m, φ_n)(X_τ), b_m = −E Lφ_m(X_τ), and
 the semigroup turns these averages at τ into averages over the data: with φ_m φ_n = Σ_q c^q_mn φ_q,
@@ -9,9 +9,6 @@ the semigroup turns these averages at τ into averages over the data: with φ_m 
 
 One vector of moments serves every τ.  Order 2 is the Gaussian score; order ∞ is `kernel_score`, which memorises.
 Shrinkage c mixes the data with π, M_q → (1 − c)M_q for q ≠ 0: a ridge c/(1 − c) on the Dirichlet energy E_π Γ(f, f).
-
-`ScoreNet` adds a network to such a score, or to none; `score_loss` trains it.  The exact scores of the noised data
-set are in `lib.smoothing` and can be imported from here, as can the processes.
 
 Source: Shen, Wang, Riabiz & Oates, Operator-informed score matching for Markov diffusion models (arXiv 2406.09084);
 the formulas were derived for this library and are tested against quadrature.
@@ -25,15 +22,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from lib import check
-from lib.fit import Loss
-from lib.path import column
-from lib.semigroup import OrnsteinUhlenbeck, Process, ReflectedBrownian
-from lib.smoothing import kernel_score, riemannian_kernel_score
-from lib.solve import Field
+from lib.base import check
+from lib.base.shapes import column
+from lib.markov.process import Process
 
-__all__ = ["OISM", "OrnsteinUhlenbeck", "ReflectedBrownian", "ScoreNet", "fit_oism", "kernel_score",
-           "riemannian_kernel_score", "score_loss"]
 LARGEST_BASIS = 5000  # functions in one linear system
 LARGEST_CONDITION = 1e13
 SHRINKAGES = (0.0, 1e-4, 1e-3, 1e-2, 1e-1)  # tried where held-out data choose
@@ -212,9 +204,6 @@ class OISM:
         return u.flatten(1), first.flatten(1), second.flatten(1)
 
 
-# --- fitting ----------------------------------------------------------------------------------------------
-
-
 def _loss(alpha: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """α·Aα − 2b·α for every block, (G,)."""
     return torch.einsum("gm,gmn,gn->g", alpha, a, alpha) - 2 * (b * alpha).sum(1)
@@ -307,41 +296,3 @@ def _moments(process: Process, u: Tensor, w: Tensor, order: int) -> Tensor:
             product = (product[..., None] * value[:, :, axis, None]).flatten(2)
         total = total + torch.einsum("nga,ngq->gaq", product, value[:, :, -1])
     return total
-
-
-# --- networks on top --------------------------------------------------------------------------------------
-
-
-class ScoreNet(nn.Module):
-    """A score s(τ, x) = base(τ, x) − net(t, x)/√(1 − e^{−2τ}); t in [0, 1] places log τ between `low` and `high`.
-
-    net   any f(t, x) of `lib.nets`: it predicts the noise, or, with a base, the part of it that the base misses.
-    base  a score function of (τ, x), `OISM.score` for instance; None means 0, plain score matching.
-    """
-
-    def __init__(self, net: nn.Module, low: float, high: float, base: Field | None = None) -> None:
-        super().__init__()
-        self.net, self.base, self.low, self.high = net, base, math.log(low), math.log(high)
-
-    def forward(self, tau: Tensor | float, x: Tensor) -> Tensor:
-        tau = torch.as_tensor(tau, dtype=x.dtype, device=x.device)
-        t = (tau.log() - self.low) / (self.high - self.low)
-        score = -self.net(t, x) / column(-torch.expm1(-2 * tau), x).sqrt()
-        return score if self.base is None else score + self.base(tau, x)
-
-
-def score_loss(data: Tensor, process: Process, taus: Tensor, *, imitate: Field | None = None, batch: int = 256) -> Loss:
-    """Loss for `lib.fit`: E (1 − e^{−2τ})‖model(τ, X_τ) − target‖², τ uniform over the grid `taus` (T,).
-
-    The target is ∇log p_τ(X_τ | X_0), denoising score matching, whose minimiser is the score of X_τ; or the score
-    function to `imitate`, a warm start.  A model or target made of `OISM.score` costs one solve for each τ, once.
-    """
-    def loss(model: nn.Module, generator: torch.Generator) -> Tensor:
-        draw = lambda n: torch.randint(n, (batch,), generator=generator, device=generator.device).to(data.device)
-        x0, tau = data[draw(len(data))], taus[draw(len(taus))]
-        x = process.noise(x0, tau, generator)
-        target = process.transition_score(tau, x0, x) if imitate is None else imitate(tau, x)
-        error = model(tau, x) - target
-        return (-torch.expm1(-2 * tau) * error.square().sum(1)).mean()
-
-    return loss

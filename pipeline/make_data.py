@@ -1,6 +1,6 @@
 """Make the bundled data set from packages already installed: the same bytes every time.
 
-    python scripts/make_data.py [folder]        default: data/
+    python -m pipeline make_data [FOLDER]        default: data/
 
 digits.npz          1,797 handwritten digits, 8 × 8 pixels in 17 levels, with labels  (scikit-learn, UCI)
 photographs.npz     china.jpg and flower.jpg, 427 × 640 × 3 in 256 levels            (scikit-learn, CC BY)
@@ -9,7 +9,6 @@ breast_cancer.npz   569 biopsies × 30 measurements, with diagnosis             
 Arrays are stored without compression, so the bytes depend on no compressor.  `lib.data` holds the
 SHA-256 of each file and refuses any other.
 """
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,3 @@ def make(folder: Path) -> None:
     np.savez(folder / "breast_cancer.npz", features=table.data, labels=table.target.astype(np.uint8),
              names=np.array(table.feature_names, dtype="U32"))
 
-
-if __name__ == "__main__":
-    make(Path(sys.argv[1] if len(sys.argv) > 1 else "data"))

@@ -1,0 +1,22 @@
+"""The one reduction as it is defined: what every other way to compute it is tested against."""
+from __future__ import annotations
+
+from torch import Tensor
+
+from lib.kernels.terms import GaussianPosterior
+
+
+def definition(x: Tensor, y: Tensor, sigma: Tensor, log_w: Tensor, values: Tensor | None) -> GaussianPosterior:
+    """The formulas of this module, as they stand, in float64; forms the B × N matrix."""
+    dtype = x.dtype
+    x, y, log_w, sigma = x.double(), y.double(), log_w.double(), sigma.double().reshape(-1, 1)
+    v = y if values is None else values.double()
+    centre = y.mean(0)
+    x, y = x - centre, y - centre
+    logits = log_w + (x @ y.T - y.square().sum(1) / 2) / sigma**2  # ℓ + ‖x‖²/2σ², of which the softmax is the same
+    p = logits.softmax(1)
+    mean = p @ v
+    origin = v.mean(0)
+    spread = p @ (v - origin).square().sum(1) - (mean - origin).square().sum(1)
+    log_z = logits.logsumexp(1) - (x.square() / (2 * sigma**2)).sum(1)
+    return GaussianPosterior(log_z.to(dtype), mean.to(dtype), spread.clamp_min(0).to(dtype))

@@ -1,0 +1,49 @@
+"""What one pass over the data returns, when products are accurate enough for it, and how passes are merged."""
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MEAN_TOLERANCE = 1e-3  # of σ
+LOG_Z_TOLERANCE = 1e-4  # nats
+TRITON_COLUMNS = 64  # widest x, y and values of the Triton kernels
+
+
+class GaussianPosterior(NamedTuple):
+    """What one pass over the data returns, for B queries."""
+
+    log_z: Tensor  # (B,)    log Σ_j exp(log_w_j − ‖x − y_j‖²/2σ²), nats
+    mean: Tensor  # (B, D)  posterior mean of y, or (B, V) of `values`
+    spread: Tensor  # (B,)    trace of the posterior covariance of y, or of `values`; ≥ 0
+
+
+def tolerable(delta: Tensor, radius: Tensor, sigma: Tensor) -> Tensor:
+    """Where logits off by δ keep log_z and the mean, of points within `radius` of it, in their tolerances."""
+    return (delta <= LOG_Z_TOLERANCE) & (2 * delta * radius <= MEAN_TOLERANCE * sigma)
+
+
+def products_are_enough(x: Tensor, y: Tensor, sigma: Tensor, log_w: Tensor | None, eps: float) -> bool:
+    """Whether the bound of this module's docstring meets the tolerances for all queries; x and y centred."""
+    x, y, sigma = x.detach(), y.detach(), sigma.detach()
+    radius = y.norm(dim=1).max()
+    delta = (x.norm(dim=1) * radius + radius**2 / 2) / sigma**2
+    delta = delta if log_w is None else delta + log_w.detach().abs().max()
+    return bool(tolerable(eps * delta, radius, sigma).all())
+
+
+def merge(parts: list[GaussianPosterior]) -> GaussianPosterior:
+    """The posterior over the union of disjoint sets of points, from the posteriors over each.
+
+    Exact and associative, so a data set can be streamed in blocks or split over machines.  Every part
+    must carry the log-weights of the whole (for N equal points: −log N, not minus the log of its own count).
+    """
+    log_z = torch.stack([part.log_z for part in parts])
+    total = log_z.logsumexp(0)
+    p = (log_z - total).exp()
+    means = torch.stack([part.mean for part in parts])
+    mean = (p[..., None] * means).sum(0)
+    within = torch.stack([part.spread for part in parts])
+    between = (means - mean).square().sum(-1)
+    return GaussianPosterior(total, mean, (p * (within + between)).sum(0))

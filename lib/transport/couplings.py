@@ -1,0 +1,110 @@
+r"""Couplings of two clouds.
+
+Entropic transport of weights a, b on points x, y with cost C_ij = ‖x_i − y_j‖² and temperature ε:
+
+    value = min_π ⟨C, π⟩ + ε KL(π | a ⊗ b),      π_ij = a_i b_j exp((f_i + g_j − C_ij)/ε)
+    f_i = −ε log Σ_j b_j exp((g_j − C_ij)/ε),     g_j likewise                                (Sinkhorn)
+
+Each update is the log-normaliser of the one reduction with σ² = ε/2 and log-weights log b + g/ε, so it
+needs O(n) memory.  A Brownian reference with variance σ² over [0, 1] corresponds to ε = 2σ².
+"""
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import ot
+import torch
+from torch import Tensor
+
+from lib.base import check
+from lib.kernels import gaussian_posterior
+
+KINDS = ("independent", "exact", "entropic")
+
+
+class Sinkhorn(NamedTuple):
+    """Entropic optimal transport between two weighted clouds."""
+
+    f: Tensor  # (n,) potential at x, units of the squared-distance cost
+    g: Tensor  # (m,) potential at y
+    value: Tensor  # 0-d  ⟨C, π⟩ + ε KL(π | a ⊗ b), from the dual
+    error: Tensor  # 0-d  Σ_j |(πᵀ1)_j − b_j|; the other marginal is exact
+    converged: bool  # error ≤ tolerance
+
+
+def sinkhorn(x: Tensor, y: Tensor, epsilon: float, *, log_a: Tensor | None = None, log_b: Tensor | None = None,
+             iterations: int = 2000, tolerance: float = 1e-6, g: Tensor | None = None) -> Sinkhorn:
+    """Log-domain Sinkhorn for squared distances between x (n, D) and y (m, D), in O(n + m) memory.
+
+    epsilon     temperature > 0, in units of the cost.
+    log_a/log_b log-weights of x (n,) and y (m,), each normalised to sum to one; None means equal.
+    iterations  at most so many pairs of updates; one pair is one full iteration of proportional fitting.
+    tolerance   on the marginal error in L¹; `converged` says whether it was reached: never silent.
+    g           (m,) starting potential, for a warm start.
+
+    Runs in float64 whatever the input, because g/ε is large; results come back in the input's dtype.
+    """
+    check.points("x", x)
+    check.points("y", y, dim=x.shape[1], like=x)
+    check.finite("epsilon", check.positive("epsilon", epsilon))
+    check.count("iterations", iterations)
+    check.positive("tolerance", tolerance)
+    log_a, log_b = normalised("log_a", log_a, x), normalised("log_b", log_b, y)
+    xs, ys, sigma = x.double(), y.double(), math.sqrt(epsilon / 2)
+    g = torch.zeros_like(log_b) if g is None else check.vector("g", g, len(y), like=x).double()
+
+    def soft_min(at: Tensor, points: Tensor, log_w: Tensor, potential: Tensor) -> Tensor:
+        return -epsilon * gaussian_posterior(at, points, sigma, log_w=log_w + potential / epsilon).log_z
+
+    for _ in range(iterations):
+        f = soft_min(xs, ys, log_b, g)
+        update = soft_min(ys, xs, log_a, f)
+        error = (log_b.exp() * torch.expm1((g - update) / epsilon)).abs().sum()
+        value = (log_a.exp() * f).sum() + (log_b.exp() * g).sum()
+        if error <= tolerance:
+            break
+        g = update
+    else:
+        f = soft_min(xs, ys, log_b, g)
+        value = (log_a.exp() * f).sum() + (log_b.exp() * g).sum()
+    return Sinkhorn(f.to(x), g.to(x), value.to(x), error.to(x), bool(error <= tolerance))
+
+
+def normalised(name: str, log_w: Tensor | None, points: Tensor) -> Tensor:
+    """Log-weights (n,) of `points` in float64, normalised to sum to one; None means equal."""
+    if log_w is None:
+        return torch.full((len(points),), -math.log(len(points)), dtype=torch.float64, device=points.device)
+    log_w = check.log_weights(name, log_w, len(points), like=points).double()
+    return log_w - log_w.logsumexp(0)
+
+
+def couple(x0: Tensor, x1: Tensor, kind: str, *, epsilon: float | None = None,
+           generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Pair two batches (B, D): returns (x0, x1[j]) with j drawn from a coupling of the two.
+
+    "independent" shuffles x1; "exact" pairs by the optimal assignment for squared distance (POT);
+    "entropic" draws each j from the Sinkhorn plan at temperature `epsilon`.  The first two are
+    permutations, so both marginals are kept exactly; the third keeps x1's in expectation, to 10⁻³ in L¹.
+    """
+    check.choice("kind", kind, KINDS)
+    check.points("x0", x0)
+    check.points("x1", x1, dim=x0.shape[1], like=x0)
+    if len(x0) != len(x1):
+        check.refuse("x1", f"{len(x1)} points", f"{len(x0)}, as many as x0")
+    check.generator("generator", generator)
+    if (kind == "entropic") != (epsilon is not None):
+        check.refuse("epsilon", epsilon, 'a number > 0 for kind "entropic" and None otherwise')
+    cost = torch.cdist(x0.double(), x1.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
+    if kind == "independent":
+        j = torch.randperm(len(x1), generator=generator, device=generator.device)
+    elif kind == "exact":
+        j = torch.from_numpy(ot.emd([], [], cost.cpu().numpy(), numItermax=10_000_000).argmax(1))
+    else:
+        plan = sinkhorn(x0, x1, epsilon, tolerance=1e-3)
+        if not plan.converged:
+            check.refuse("epsilon", f"{epsilon:g}, marginal error {plan.error:.1e} after all iterations",
+                         "a larger temperature")
+        p = ((plan.g - cost) / epsilon).softmax(1)
+        j = torch.multinomial(p.to(generator.device), 1, generator=generator)[:, 0]
+    return x0, x1[j.to(x1.device)]

@@ -1,0 +1,1 @@
+"""What runs the notebooks: `python -m pipeline` explains itself."""

@@ -1,0 +1,45 @@
+"""The pipeline as a person and DVC meet it: `python -m pipeline COMMAND`.
+
+    clean               check data/, strip every notebook, fingerprint what it depends on     (a DVC stage)
+    run NAME            execute one chapter into results/NAME                                 (a DVC stage)
+    repro               `dvc repro`, then a table: stage, time, state, claims that hold, where to look
+    fresh               the same with everything forced, then a certificate against the results before
+    publish             executed notebooks, gallery, metrics and ledger into the tree (maintainers)
+    student [FOLDER]    an edition of the notebooks without solutions and outputs, into student/
+    make_data [FOLDER]  the bundled data set from installed packages, into data/
+"""
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from pipeline.parameters import Refused
+
+# command: (module, function, most arguments, fewest); imported when asked for, for some need torch
+COMMANDS = {
+    "clean": ("fingerprint", "clean", 0, 0),
+    "run": ("run", "run", 1, 1),
+    "repro": ("repro", "repro", 0, 0),
+    "fresh": ("certificate", "fresh", 0, 0),
+    "publish": ("publish", "publish", 0, 0),
+    "student": ("student", "write", 1, 0),
+    "make_data": ("make_data", "make", 1, 0),
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command that the arguments name."""
+    command, *rest = arguments or [""]
+    if command in ("", "-h", "--help", "help"):
+        print(__doc__)
+        return
+    module, function, most, least = COMMANDS.get(command, ("", "", -1, 0))
+    if not least <= len(rest) <= most:
+        raise Refused(f"command: got {' '.join(arguments)!r}; need one of\n{__doc__.partition(chr(10) * 2)[2]}")
+    folders = {"student": Path("student"), "make_data": Path("data")}
+    if command in folders:
+        rest = [Path(rest[0]) if rest else folders[command]]
+    getattr(import_module(f"pipeline.{module}"), function)(*rest)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,173 @@
+"""One notebook as one pipeline stage.
+
+A chapter depends on its stripped copy and on the hashes of the `lib` files it imports, so saving outputs or
+touching a file reruns nothing, and editing one module reruns the chapters that use it.  `run` checks the
+parameters before anything is computed, executes the copy with papermill in a folder of its own, shows its
+progress in the terminal, makes the result a function of its inputs alone (no dates, no random identifiers),
+and puts it in place by two renames: a failure or a kill at any moment leaves the last good results readable.
+"""
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import nbformat
+
+from lib.base import stage
+from pipeline import files
+from pipeline.copies import dumps, normalised, read, tagged
+from pipeline.files import replace
+from pipeline.parameters import Refused, checked, literals, read_yaml
+
+
+def parameters(name: str, notebook: nbformat.NotebookNode) -> tuple[dict[str, object], dict[str, object]]:
+    """The chapter's parameters: all values by params.yaml, and those that differ from the notebook's defaults."""
+    cells = [cell.source for cell in notebook.cells if tagged(cell, "parameters")]
+    defaults = literals("\n".join(cells))
+    sections = read_yaml(files.ROOT / "params.yaml")
+    values = checked(name, sections.get(name, {}), defaults)
+    return values, {key: value for key, value in values.items() if value != defaults[key]}
+
+
+def run(name: str) -> None:
+    """Execute the clean copy of a chapter and put its results at results/NAME/."""
+    source, target = files.RESULTS / "clean" / f"{name}.ipynb", files.RESULTS / name
+    if not source.exists():
+        known = ", ".join(sorted(file.stem for file in source.parent.glob("*.ipynb"))) or "none: run `clean` first"
+        raise Refused(f"chapter: got {name!r}; need one of {known}")
+    values, changed = parameters(name, read(source))
+    with alone(name):
+        repair(target)
+        work = files.RESULTS / f".{name}.{os.getpid()}.new"
+        work.mkdir()
+        started = time.monotonic()
+        try:
+            execute(source, work / source.name, changed, _checkpoints(name, source, values))
+            swap(work, target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(files.RESULTS / "checkpoints" / name, ignore_errors=True)
+        (files.RESULTS / "failed" / source.name).unlink(missing_ok=True)
+        took = {"seconds": round(time.monotonic() - started, 1), "finished": time.time()}
+        replace(files.RESULTS / "timings" / f"{name}.json", json.dumps(took) + "\n")
+
+
+def execute(source: Path, output: Path, changed: dict[str, object], checkpoints: Path) -> None:
+    """papermill, with progress in the terminal; on failure keep the copy and say which cell and why."""
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    name = source.stem
+    bar = {"desc": name, "ncols": 88, "leave": False, "bar_format": "{desc}: {n}/{total} cells |{bar}| {elapsed}"}
+    with surroundings(output.parent, checkpoints):
+        try:
+            papermill.execute_notebook(str(source), str(output), parameters=changed, kernel_name="python3",
+                                       cwd=str(files.ROOT / "notebooks"), progress_bar=bar, start_timeout=300,
+                                       iopub_timeout=60)
+            replace(output, dumps(normalised(read(output))))
+            return
+        except papermill.PapermillExecutionError as error:
+            why = f"cell {error.exec_count} raised {error.ename}: {error.evalue}\n{error.source}"
+        except DeadKernelError:
+            why = "the kernel died, often for lack of memory"
+        except KeyboardInterrupt:
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # what was under way has no one to tell
+            raise Refused(f"{name}: interrupted; the last good results are untouched, "
+                          "and the next run goes on from the last checkpoint") from None
+        except OSError as error:  # such as a full disk
+            raise Refused(f"{name}: {error}; the last good results are untouched") from None
+    kept = files.RESULTS / "failed" / output.name
+    kept.parent.mkdir(exist_ok=True)
+    shutil.copyfile(output, kept)
+    raise Refused(f"{name}: {why}\nThe notebook as far as it came: {kept.relative_to(files.ROOT)}; "
+                  "the last good results are untouched.")
+
+
+@contextmanager
+def surroundings(out: Path, checkpoints: Path) -> Iterator[None]:
+    """The environment a kernel inherits: where to write and report, this tree's lib, nobody's own settings."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        profile = Path(scratch) / "profile_default" / "ipython_kernel_config.py"
+        profile.parent.mkdir()
+        profile.write_text("c.IPKernelApp.log_level = 'CRITICAL'\n")
+        with terminal(Path(scratch) / "progress") as pipe:
+            os.environ.update({stage.OUT: str(out), stage.CHECKPOINTS: str(checkpoints), stage.PIPE: str(pipe),
+                               "PYTHONPATH": str(files.ROOT), "PYTHONHASHSEED": "0", "IPYTHONDIR": scratch,
+                               "JUPYTER_RUNTIME_DIR": scratch})
+            os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # torch's idle threads leave a busy machine its cores
+            yield
+
+
+@contextmanager
+def alone(name: str) -> Iterator[None]:
+    """Hold a chapter: another run of it, such as one whose parent was killed, is waited for."""
+    with open(files.RESULTS / f".{name}.lock", "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{name}: waiting for another run of this chapter to end", file=sys.stderr, flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def swap(work: Path, target: Path) -> None:
+    """Put `work` in the place of `target` by two renames."""
+    old = target.with_name(f".{target.name}.old")
+    if target.exists():
+        target.rename(old)
+    work.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def repair(target: Path) -> None:
+    """Undo a swap that was cut off, and sweep what killed runs left."""
+    old = target.with_name(f".{target.name}.old")
+    if old.exists() and not target.exists():
+        old.rename(target)
+    for leftover in [old, *target.parent.glob(f".{target.name}.*.new")]:
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _checkpoints(name: str, source: Path, values: dict[str, object]) -> Path:
+    """The checkpoint folder that belongs to these inputs; folders of other inputs are swept."""
+    inputs = source.read_text(encoding="utf-8") + source.with_suffix(".lib.json").read_text(encoding="utf-8")
+    key = hashlib.sha256((inputs + repr(sorted(values.items()))).encode()).hexdigest()[:16]
+    mine = files.RESULTS / "checkpoints" / name / key
+    for other in mine.parent.glob("*"):
+        if other != mine:
+            shutil.rmtree(other)
+    return mine
+
+
+@contextmanager
+def terminal(fifo: Path) -> Iterator[Path]:
+    """A FIFO whose every byte is shown on this process's stderr."""
+    os.mkfifo(fifo)
+    end = os.open(fifo, os.O_RDWR)  # read-write: opening blocks on neither side, and writers never meet a closed pipe
+
+    def copy() -> None:
+        ended = b""
+        while not ended:
+            text, ended, _ = os.read(end, 65536).partition(b"\0")
+            with suppress(OSError):  # a terminal that has gone away must not stop the reading: writers would block
+                os.write(2, text)
+
+    reader = threading.Thread(target=copy, daemon=True)
+    reader.start()
+    try:
+        yield fifo
+    finally:
+        os.write(end, b"\0")
+        reader.join()
+        os.close(end)
