@@ -1,13 +1,24 @@
-"""The ledger: what a paper says, what this run measures, within what tolerance, and whether it holds.
+"""The ledger: claims are decided in claims.yaml before their numbers exist; a run only measures.
 
     claims = Ledger("KO")
-    claims.record("KO-1", "energy through λ equals brute force", measured=1.021, expected=1.0, tolerance=0.02)
-    claims.not_reproduced("KO-9", "FID on CIFAR-10", "needs a GPU for days")
+    claims.measure("KO-3", value, spread=standard_error, seeds=3)        a verdict by the rule in claims.yaml
+    claims.check("Theorem 3.1 agrees with the chord", error, 0.0, 1e-5)  an identity: shown, and no claim
     claims.metric("energy of Cond-OT on digits", 1.583, tolerance=0.02)
     claims.show()
 
-`measured` comes from the run, never from a source file.  A claim that does not hold stays in the ledger.
-Inside the pipeline, `claims.json`, `metrics.json` and `tolerances.json` are written as the notebook goes.
+An entry of claims.yaml, in the section of its chapter, is
+
+    KO-3:
+      says: what could turn out false
+      source: "paper: Table 1"                      or "follow-up: …", or "ours"
+      quantity: the number that decides
+      rule: {relation: "≤", threshold: 0.5, seeds: 3}          "=" takes a tolerance as well
+      refuted: the outcome that would refute it
+
+or, in place of the last three, `not_reproduced: why`.  With the interval value ± 2 standard errors a claim *holds*
+where all of it obeys the rule, *fails* where none of it does, and is *open* where it straddles the threshold, or where
+there were fewer seeds than the rule asks for.  Running a cell again overwrites; inside the pipeline a second value is
+refused.
 """
 from __future__ import annotations
 
@@ -15,99 +26,206 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from IPython.display import Markdown, display
+from ruamel.yaml import YAML, YAMLError
 
 from lib.base import check
 from lib.base.stage import OUT
 
-RELATIONS = {
-    "=": lambda measured, expected, tolerance: abs(measured - expected) <= tolerance,
-    "≤": lambda measured, expected, tolerance: measured <= expected + tolerance,
-    "≥": lambda measured, expected, tolerance: measured >= expected - tolerance,
-}
+REGISTRY = Path(__file__).resolve().parents[2] / "claims.yaml"
+RELATIONS = ("≤", "≥", "=")
+SOURCES = ("paper", "follow-up", "ours")
+HOLDS, FAILS, OPEN, NOT_REPRODUCED = "holds", "fails", "open", "not reproduced"
+NEEDED = ("says", "source", "quantity", "rule", "refuted")
+
+
+class Rule(NamedTuple):
+    """What a value must obey: value `relation` threshold, up to the tolerance, from so many seeds."""
+
+    relation: str
+    threshold: float
+    tolerance: float = 0.0
+    seeds: int = 1
+
+    def verdict(self, value: float, spread: float, seeds: int) -> str:
+        """The verdict on value ± 2·spread, `spread` a standard error; not a number never holds."""
+        low, high = value - 2 * spread, value + 2 * spread
+        least = -math.inf if self.relation == "≤" else self.threshold - self.tolerance
+        most = math.inf if self.relation == "≥" else self.threshold + self.tolerance
+        if not (math.isfinite(value) and math.isfinite(spread)) or high < least or low > most:
+            return FAILS
+        return HOLDS if least <= low and high <= most and seeds >= self.seeds else OPEN
+
+    def __str__(self) -> str:
+        slack = f" ± {self.tolerance:.2g}" if self.tolerance else ""
+        return f"{self.relation} {self.threshold:.4g}{slack}" + (f", {self.seeds} seeds" if self.seeds > 1 else "")
 
 
 class Claim(NamedTuple):
-    """One row of the ledger."""
+    """An entry of claims.yaml."""
 
     id: str
-    says: str  # the paper's claim, in words
-    measured: float | None  # None: not reproduced
-    relation: str  # measured `relation` expected, up to the tolerance
-    expected: float | None
-    tolerance: float
-    holds: bool | None
+    chapter: str
+    says: str
+    source: str
+    quantity: str = ""
+    rule: Rule | None = None  # None: not reproduced
+    refuted: str = ""
+    why: str = ""  # it was not reproduced
+
+
+class Row(NamedTuple):
+    """A claim with what this run says of it: a line of claims.json."""
+
+    id: str
+    chapter: str
+    says: str
+    source: str
+    quantity: str
+    rule: str
+    value: float | None
+    spread: float | None  # standard error
+    seeds: int | None
+    verdict: str
     note: str = ""
 
 
-class Ledger:
-    """The claims and metrics of one chapter."""
+def registry(file: Path | None = None) -> dict[str, Claim]:
+    """All claims, by identifier; ValueError names an entry that says less, more or other than it must."""
+    file = file or REGISTRY
+    try:
+        sections = YAML(typ="safe").load(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except YAMLError as error:
+        raise ValueError(f"{file.name} cannot be read: {error}") from error
+    if not isinstance(sections, dict) or not all(isinstance(entries, dict) for entries in sections.values()):
+        check.refuse(file.name, "another shape", "a mapping of chapters, each a mapping of claims")
+    found: dict[str, Claim] = {}
+    for chapter, entries in sections.items():
+        for id, entry in entries.items():
+            if id in found:
+                check.refuse(f"{file.name}: {id}", "two entries", "one")
+            found[id] = _claim(f"{file.name}: {id}", id, chapter, entry)
+    return found
 
-    def __init__(self, chapter: str) -> None:
-        self.chapter = chapter
-        self.rows: dict[str, Claim] = {}
+
+def _claim(where: str, id: str, chapter: str, entry: Any) -> Claim:
+    untested = isinstance(entry, dict) and "not_reproduced" in entry
+    needed = ("says", "source", "not_reproduced") if untested else NEEDED
+    if not isinstance(entry, dict) or set(entry) != set(needed) or not all(entry.values()):
+        check.refuse(where, sorted(entry) if isinstance(entry, dict) else entry, f"{', '.join(needed)}, none empty")
+    if str(entry["source"]).split(":")[0] not in SOURCES:
+        check.refuse(f"{where}: source", repr(entry["source"]), f"a word of {', '.join(SOURCES)}, and where")
+    if "not_reproduced" in entry:
+        return Claim(id, chapter, entry["says"], entry["source"], why=entry["not_reproduced"])
+    rule = _rule(f"{where}: rule", entry["rule"])
+    return Claim(id, chapter, entry["says"], entry["source"], entry["quantity"], rule, entry["refuted"])
+
+
+def _rule(where: str, given: Any) -> Rule:
+    if not isinstance(given, dict) or not {"relation", "threshold"} <= set(given) <= set(Rule._fields):
+        check.refuse(where, given, "relation and threshold, and tolerance and seeds where needed")
+    check.choice(f"{where}: relation", given["relation"], RELATIONS)
+    check.within(f"{where}: threshold", given["threshold"], -math.inf, math.inf)
+    check.within(f"{where}: tolerance", given.get("tolerance", 0.0), 0.0, math.inf)
+    check.count(f"{where}: seeds", given.get("seeds", 1))
+    return Rule(**given)
+
+
+class Ledger:
+    """The claims, checks and metrics of one chapter; `prefix` is that of its claims, as "KO" of KO-3."""
+
+    def __init__(self, prefix: str) -> None:
+        self.entries = {id: claim for id, claim in registry().items() if id.split("-")[0] == prefix}
+        self.rows: dict[str, Row] = {}
         self.metrics: dict[str, float] = {}
         self.tolerances: dict[str, float] = {}
+        for claim in self.entries.values():
+            if claim.rule is None:
+                self.rows[claim.id] = Row(claim.id, claim.chapter, claim.says, claim.source, "", "", None, None, None,
+                                          NOT_REPRODUCED, claim.why)
+        self._write()
 
-    def record(self, id: str, says: str, measured: float, expected: float, tolerance: float = 0.0,
-               relation: str = "=", note: str = "") -> bool:
-        """Record that measured = expected ± tolerance (or ≤, ≥), and return whether it holds; NaN never does."""
-        check.choice("relation", relation, tuple(RELATIONS))
-        measured, expected = float(measured), float(expected)
-        if tolerance < 0:
-            check.refuse("tolerance", tolerance, "a number ≥ 0")
-        holds = math.isfinite(measured) and RELATIONS[relation](measured, expected, tolerance)
-        self._add(Claim(id, says, _round(measured), relation, _round(expected), tolerance, bool(holds), note))
-        return bool(holds)
+    def measure(self, id: str, value: float, *, spread: float | None = None, seeds: int = 1, note: str = "") -> str:
+        """The verdict of the rule in claims.yaml on `value` with the standard error `spread` (None: exact).
 
-    def not_reproduced(self, id: str, says: str, reason: str) -> None:
-        """Keep a claim this chapter could not test, with the reason."""
-        self._add(Claim(id, says, None, "", None, 0.0, None, reason))
+        ValueError for a claim that claims.yaml does not know, and without a spread where the rule asks for seeds.
+        """
+        claim = self.entries.get(id)
+        if claim is None or claim.rule is None:
+            ruled = ", ".join(one.id for one in self.entries.values() if one.rule) or "none"
+            check.refuse("id", repr(id), f"a claim with a rule in claims.yaml: {ruled}")
+        self._once(id, self.rows)
+        check.count("seeds", seeds)
+        if spread is None and claim.rule.seeds > 1:
+            check.refuse("spread", "none", f"a standard error: the rule of {id} asks for {claim.rule.seeds} seeds")
+        value, error = float(value), float(spread or 0.0)
+        verdict = claim.rule.verdict(value, error, seeds)
+        if seeds < claim.rule.seeds:
+            note = "; ".join(filter(None, [note, f"{seeds} of {claim.rule.seeds} seeds"]))
+        self.rows[id] = Row(id, claim.chapter, claim.says, claim.source, claim.quantity, str(claim.rule), _round(value),
+                            None if spread is None else _round(error), seeds, verdict, note)
+        self._write()
+        return verdict
+
+    def check(self, says: str, measured: float, expected: float = 0.0, tolerance: float = 0.0,
+              relation: str = "=") -> None:
+        """Show that a theorem, an identity or code holds: measured `relation` expected, up to the tolerance.
+
+        Inside the pipeline AssertionError where it does not, for then something is broken.
+        """
+        check.choice("relation", relation, RELATIONS)
+        good = Rule(relation, expected, tolerance).verdict(float(measured), 0.0, 1) == HOLDS
+        said = f"{'✓' if good else '✗'} {says}: {_round(float(measured)):.4g} ({Rule(relation, expected, tolerance)})"
+        if not good and os.environ.get(OUT):
+            raise AssertionError(said)
+        print(said)
 
     def metric(self, name: str, value: float, *, tolerance: float) -> float:
         """Record a number of this run; `tolerance` is the relative change another processor may bring."""
-        if name in self.metrics:
-            check.refuse("name", repr(name), "a metric not recorded before")
+        self._once(name, self.metrics)
         self.metrics[name], self.tolerances[name] = _round(float(value)), tolerance
         self._write()
         return float(value)
 
     def show(self) -> None:
-        """Print the ledger as a table."""
-        display(Markdown(table(list(self.rows.values()))))
+        """Print the ledger as a table; inside the pipeline ValueError where a claim with a rule was not measured."""
+        missing = [id for id in self.entries if id not in self.rows]
+        if missing and os.environ.get(OUT):
+            check.refuse("claims", f"no value of {', '.join(missing)}", "a value of every claim of the chapter")
+        display(Markdown(table([self.rows[id] for id in self.entries if id in self.rows])))
+        if missing:
+            print("not measured:", ", ".join(missing))
 
-    def verdicts(self) -> dict[str, bool | None]:
-        """Which claims hold; None marks those not reproduced."""
-        return {id: row.holds for id, row in self.rows.items()}
+    def verdicts(self) -> dict[str, str]:
+        """The verdict of each claim, in the order of claims.yaml."""
+        return {id: self.rows[id].verdict for id in self.entries if id in self.rows}
 
-    def _add(self, row: Claim) -> None:
-        if row.id in self.rows:
-            check.refuse("id", repr(row.id), "a claim not recorded before")
-        self.rows[row.id] = row
-        self._write()
+    def _once(self, name: str, known: dict[str, Any]) -> None:
+        if name in known and os.environ.get(OUT):
+            check.refuse("name", repr(name), "what this run has not recorded before")
 
     def _write(self) -> None:
         folder = os.environ.get(OUT)
-        rows = [row._asdict() for row in self.rows.values()]
-        if folder:
-            for name, content in (("claims", rows), ("metrics", self.metrics), ("tolerances", self.tolerances)):
-                text = json.dumps(content, indent=1, ensure_ascii=False)
-                (Path(folder) / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+        if not folder:
+            return
+        rows = [self.rows[id]._asdict() for id in self.entries if id in self.rows]
+        for name, content in (("claims", rows), ("metrics", self.metrics), ("tolerances", self.tolerances)):
+            text = json.dumps(content, indent=1, ensure_ascii=False)
+            (Path(folder) / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 
-def table(rows: list[Claim]) -> str:
-    """Claims as a Markdown table."""
-    lines = ["| claim | the paper says | we measure | required | holds |", "|---|---|---|---|---|"]
+def table(rows: list[Row]) -> str:
+    """Rows of the ledger as a Markdown table."""
+    lines = ["| claim | says | source | measured | rule | verdict |", "|---|---|---|---|---|---|"]
     for row in rows:
-        if row.holds is None:
-            lines.append(f"| {row.id} | {_cell(row.says)} | *not reproduced*: {_cell(row.note)} | | – |")
-            continue
-        slack = f" ± {row.tolerance:.2g}" if row.tolerance else ""
+        spread = f" ± {row.spread:.2g}" if row.spread else ""
+        measured = "" if row.value is None else f"{row.value:.4g}{spread}"
         note = f" ({_cell(row.note)})" if row.note else ""
-        lines.append(f"| {row.id} | {_cell(row.says)} | {row.measured:.4g}{note} | "
-                     f"{row.relation} {row.expected:.4g}{slack} | {'yes' if row.holds else '**no**'} |")
+        verdict = row.verdict if row.verdict == HOLDS else f"**{row.verdict}**"
+        lines.append(f"| {row.id} | {_cell(row.says)} | {_cell(row.source)} | {measured}{note} | {row.rule} | "
+                     f"{verdict} |")
     return "\n".join(lines)
 
 
