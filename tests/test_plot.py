@@ -1,10 +1,13 @@
 """Figures: reproducible bytes, alternative text, and pixels where they belong."""
 from __future__ import annotations
 
+import io
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lib.chapter import plot
 from lib.toys import eight_gaussians
@@ -43,14 +46,17 @@ def test_show_writes_the_same_bytes_with_alternative_text(shown, tmp_path, monke
     assert one == two and one.startswith(b"\x89PNG") and b"Software" not in one and b"matplotlib" not in one.lower()
     (bundle,), options = shown[0]
     assert bundle == {"image/png": one, "text/plain": ALT}
-    assert options == {"raw": True, "metadata": {"image/png": {"alt": ALT}}}
+    assert options == {"raw": True, "metadata": {"image/png": {"alt": ALT, "width": 300, "height": 200}}}
+    image = Image.open(io.BytesIO(one))
+    assert image.size == (600, 400) and image.mode == "P"  # twice the density, a palette
+    assert shown[1] == (({"text/html": f"<p><em>{ALT}</em></p>", "text/plain": ALT},), {"raw": True})
     assert not plt.get_fignums()
 
 
 def test_outside_the_pipeline_it_only_shows(shown, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plot.show(draw(), "one", ALT)
-    assert len(shown) == 1 and not list(tmp_path.iterdir())
+    assert len(shown) == 2 and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("alt", ["", "figure", "a plot of the density here"[:21]])

@@ -1,11 +1,13 @@
 """The figures that recur, in one style, each with alternative text.
 
 `style()` sets the look once per notebook; the other functions draw on axes they are given; `show` ends a
-figure: it embeds the PNG with its alternative text and, inside the pipeline, writes it to the chapter's
-`figures/`.  Colours are Okabe and Ito's, told apart by readers with any colour vision.
+figure: it embeds the PNG, sharp on screens of twice the density, with its alternative text below it as a
+caption, and inside the pipeline writes it to the chapter's `figures/`.  Colours are Okabe and Ito's, told
+apart by readers with any colour vision.
 """
 from __future__ import annotations
 
+import html
 import io
 import math
 import os
@@ -17,6 +19,7 @@ import torch
 from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from lib.base import check
@@ -26,12 +29,13 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
 GREY = "#7F7F7F"
 DENSITY = "viridis"
+DPI, DENSER = 100, 2  # pixels of an inch on the page, and those of the file for each of them
 
 
 def style() -> None:
     """Readable sizes, quiet axes, one colour cycle."""
     plt.rcParams.update({
-        "figure.dpi": 100, "savefig.dpi": 100, "figure.constrained_layout.use": True, "font.size": 11,
+        "figure.dpi": DPI, "savefig.dpi": DPI * DENSER, "figure.constrained_layout.use": True, "font.size": 11,
         "axes.titlesize": 11, "axes.labelsize": 11, "legend.fontsize": 9, "legend.frameon": False,
         "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.8,
         "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY]),
@@ -39,20 +43,25 @@ def style() -> None:
 
 
 def show(fig: Figure, name: str, alt: str) -> None:
-    """Embed `fig` in the notebook with alternative text, and keep it as figures/`name`.png of the chapter.
+    """Embed `fig` in the notebook with its caption, and keep it as figures/`name`.png of the chapter.
 
-    `alt` says in a sentence or two what is to be seen, for a reader who does not see it.
+    `alt` says in a sentence or two what is to be seen.  It stands below the figure, for most tools show no reader the
+    alternative text of an image, and in the attribute for those that do.
     """
     if len(alt.split()) < 6:
         check.refuse("alt", repr(alt), "a sentence that says what is to be seen")
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", metadata={"Software": None})
+    fig.savefig(buffer, format="png", dpi=DPI * DENSER, metadata={"Software": None})
     plt.close(fig)
+    image = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)  # a third of the bytes
+    image.save(buffer := io.BytesIO(), format="png", optimize=True)
+    size = {"width": image.width // DENSER, "height": image.height // DENSER}
     if os.environ.get(OUT):
         file = Path(os.environ[OUT]) / "figures" / f"{name}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(buffer.getvalue())
-    display({"image/png": buffer.getvalue(), "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
+    display({"image/png": buffer.getvalue(), "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt, **size}})
+    display({"text/html": f"<p><em>{html.escape(alt)}</em></p>", "text/plain": alt}, raw=True)
 
 
 def grid(lower: float, upper: float, n: int, dtype: torch.dtype = torch.float32) -> Tensor:
