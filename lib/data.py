@@ -1,11 +1,21 @@
-"""Real data that ships with the repository, and larger sets through OpenML.
+r"""Real data that ships with the repository, and larger sets through OpenML.
 
 Files are read from `data/` (made by `python -m pipeline make_data`, pulled by `dvc pull data.dvc`), checked against
 a committed SHA-256, and split by seed.
+
+A density needs numbers that fill the line.  A pixel in L levels k gets a fresh uniform U: x = (k + U)/L in [0, 1),
+whose density bounds the probability of the levels, log P(k) ≥ E log p(x) − D log L; and the logit takes it from the
+unit cube to ℝᴰ:
+
+    y = log s − log(1 − s),  s = α + (1 − 2α) x,    log |dy/dx| = Σ log(1 − 2α) − log s − log(1 − s).
+
+MNIST: Yann LeCun and Corinna Cortes, CC BY-SA 3.0, a derivative of the NIST data sets; the four files as published.
 """
 from __future__ import annotations
 
 import hashlib
+import io
+import lzma
 import math
 from pathlib import Path as File
 from typing import NamedTuple
@@ -45,8 +55,7 @@ class Splits(NamedTuple):
 def digits(*, seed: int = 0, dequantise: bool = True) -> Splits:
     """1,797 handwritten digits as (n, 64) in [0, 1]: 1,197 / 300 / 300, shuffled by `seed`.
 
-    Pixels have 17 levels k.  `dequantise` returns (k + U)/17, U uniform on [0, 1), whose density p bounds
-    the probability of the levels: log P(k) ≥ E log p − 64 log 17.  Without it, k/16.
+    Pixels have 17 levels k.  `dequantise` returns (k + U)/17, drawn once by `seed`.  Without it, k/16.
     """
     g, raw = torch.Generator().manual_seed(check.count("seed", seed, low=0)), _load("digits.npz")
     k = torch.from_numpy(raw["images"].reshape(-1, 64).astype(np.float32))
@@ -59,6 +68,67 @@ def breast_cancer(*, seed: int = 0) -> Splits:
     g, raw = torch.Generator().manual_seed(check.count("seed", seed, low=0)), _load("breast_cancer.npz")
     x = torch.from_numpy(raw["features"].astype(np.float32))
     return _split(x, torch.from_numpy(raw["labels"].astype(np.int64)), g, validation=100, test=100)
+
+
+def mnist(side: int = 28, *, seed: int = 0) -> Splits:
+    """70,000 handwritten digits as (n, side²) grey levels 0 … 255, exact: 55,000 / 5,000 / 10,000.
+
+    Training and validation are a permutation by `seed` of the published training set, the test is the published one.
+    `side` 14 or 7 takes means of blocks of b² pixels, whose b²·x are whole numbers of 255 b² + 1 levels.
+    """
+    check.choice("side", side, (28, 14, 7))
+    g = torch.Generator().manual_seed(check.count("seed", seed, low=0))
+    k, label, *test = (_idx(f"mnist/{part}-{kind}") for part in ("train", "t10k")
+                       for kind in ("images-idx3-ubyte.xz", "labels-idx1-ubyte.xz"))
+    whole = _split(k, label, g, validation=5000, test=0)
+    return Splits(*(_block_means(k, label, side) for k, label in (*whole[:2], test)))
+
+
+def _idx(name: str) -> Tensor:
+    """The bytes of an IDX file, (n, …) uint8: two zeros, the type 8, the number of sizes, the sizes, the entries."""
+    raw = torch.frombuffer(bytearray(lzma.decompress(_checked(name))), dtype=torch.uint8)
+    start = 4 + 4 * int(raw[3])
+    return raw[start:].reshape(np.frombuffer(raw[4:start].numpy(), ">u4").tolist())
+
+
+def _block_means(k: Tensor, label: Tensor, side: int) -> Part:
+    check.within("label", label, 0, 9)
+    n, b = len(k), k.shape[1] // side
+    blocks = k.float().reshape(n, side, b, side, b)
+    return Part((blocks.sum((2, 4)) / b**2).reshape(n, side**2), label.long())
+
+
+def dequantise(k: Tensor, levels: int, generator: torch.Generator) -> Tensor:
+    """(k + U)/levels in [0, 1) for levels k = 0 … levels − 1, U drawn afresh; float64 stays, the rest is float32.
+
+    U stays 2⁻²⁴·max(levels, 256) short of 1, or float32 would sometimes round up to the next level.
+    """
+    check.within("k", k, 0, check.count("levels", levels, low=2) - 1)
+    check.generator("generator", generator)
+    k = k if k.dtype == torch.float64 else k.float()
+    u = torch.rand(k.shape, generator=generator, device=generator.device, dtype=k.dtype).to(k.device)
+    return (k + u * (1 - max(levels, 256) * 2**-24)) / levels
+
+
+class Logit(NamedTuple):
+    """Numbers on the line, and what their density gains."""
+
+    y: Tensor  # (n, D)
+    log_det: Tensor  # (n,) log |det dy/dx|: log p(x) = log p(y) + log_det
+
+
+def logit(x: Tensor, alpha: float = 1e-6) -> Logit:
+    """logit(α + (1 − 2α) x) of x (n, D) in [0, 1]; α = 10⁻⁶ as Papamakarios et al. (2017, App. D) for MNIST."""
+    check.within("x", check.points("x", x), 0, 1)
+    check.within("alpha", alpha, 1e-12, 0.25)
+    low, high = alpha + (1 - 2 * alpha) * x, alpha + (1 - 2 * alpha) * (1 - x)
+    log_low, log_high = low.log(), high.log()
+    return Logit(log_low - log_high, (math.log1p(-2 * alpha) - log_low - log_high).sum(1))
+
+
+def unlogit(y: Tensor, alpha: float = 1e-6) -> Tensor:
+    """The x of `logit`, for y (n, D)."""
+    return (torch.sigmoid(check.points("y", y)) - alpha) / (1 - 2 * alpha)
 
 
 def photographs() -> dict[str, Tensor]:
@@ -100,12 +170,9 @@ def _cut(images: list[Tensor], band: tuple[int, int], n: int, side: int, g: torc
     return Part(windows[place].permute(0, 2, 3, 1).reshape(n, -1).float(), place[0])
 
 
-def _scaled(splits: Splits, levels: int, dequantise: bool, g: torch.Generator) -> Splits:
+def _scaled(splits: Splits, levels: int, noisy: bool, g: torch.Generator) -> Splits:
     """(k + U)/levels or k/(levels − 1), after the split: one seed means one split, dequantised or not."""
-    def scale(k: Tensor) -> Tensor:  # U stays 2⁻¹⁶ short of 1, or float32 would sometimes round up to the next level
-        noise = torch.rand(k.shape, generator=g) * (1 - 2**-16) if dequantise else 0
-        return (k + noise) / (levels if dequantise else levels - 1)
-    return Splits(*(Part(scale(k), label) for k, label in splits))
+    return Splits(*(Part(dequantise(k, levels, g) if noisy else k / (levels - 1), label) for k, label in splits))
 
 
 def _split(x: Tensor, label: Tensor, g: torch.Generator, *, validation: int, test: int) -> Splits:
@@ -113,15 +180,20 @@ def _split(x: Tensor, label: Tensor, g: torch.Generator, *, validation: int, tes
     return Splits(*(Part(x[i], label[i]) for i in parts))
 
 
-def _load(name: str) -> dict[str, np.ndarray]:
+def _checked(name: str) -> bytes:
     file = FOLDER / name
     if not file.exists():
         raise FileNotFoundError(f"data/{name} is missing; need the bundled data: `make data` or `dvc pull data.dvc`")
-    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    raw = file.read_bytes()
+    found = hashlib.sha256(raw).hexdigest()
     if found != SHA256[name]:
         check.refuse(f"data/{name}", f"SHA-256 {found[:12]}…",
                      f"{SHA256[name][:12]}…: the file is damaged; delete it and run `make data`")
-    with np.load(file) as arrays:
+    return raw
+
+
+def _load(name: str) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(_checked(name))) as arrays:
         return {key: arrays[key] for key in arrays.files}
 
 

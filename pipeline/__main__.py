@@ -6,7 +6,7 @@
     fresh               the same with everything forced, then a certificate against the results before
     publish             executed notebooks, gallery, metrics and ledger into the tree (maintainers)
     student [FOLDER]    an edition of the notebooks without solutions and outputs, into student/
-    make_data [FOLDER]  the bundled data set from installed packages, into data/
+    make_data [FOLDER [ORIGINALS]]  the bundled data set, into data/; MNIST from original files or OpenML
 """
 import sys
 from importlib import import_module
@@ -22,7 +22,7 @@ COMMANDS = {
     "fresh": ("certificate", "fresh", 0, 0),
     "publish": ("publish", "publish", 0, 0),
     "student": ("student", "write", 1, 0),
-    "make_data": ("make_data", "make", 1, 0),
+    "make_data": ("make_data", "make", 2, 0),
 }
 
 
@@ -35,9 +35,9 @@ def main(arguments: list[str]) -> None:
     module, function, most, least = COMMANDS.get(command, ("", "", -1, 0))
     if not least <= len(rest) <= most:
         raise Refused(f"command: got {' '.join(arguments)!r}; need one of\n{__doc__.partition(chr(10) * 2)[2]}")
-    folders = {"student": Path("student"), "make_data": Path("data")}
+    folders = {"student": "student", "make_data": "data"}
     if command in folders:
-        rest = [Path(rest[0]) if rest else folders[command]]
+        rest = [Path(name) for name in rest or [folders[command]]]
     getattr(import_module(f"pipeline.{module}"), function)(*rest)
 
 

@@ -1,7 +1,9 @@
 """Densities that integrate to one and describe their samples; data sets that neither leak nor rot."""
 from __future__ import annotations
 
+import gzip
 import hashlib
+import lzma
 import math
 import shutil
 import subprocess
@@ -18,6 +20,8 @@ from scipy.special import ive, ndtr
 from torch.distributions import Independent, Normal
 
 from lib import affine, data, toys
+from pipeline import make_data
+from pipeline.parameters import Refused
 
 ROOT = Path(__file__).resolve().parent.parent
 STANDARD_ERRORS = 4.5
@@ -123,9 +127,39 @@ def test_checkerboard_support():
 
 
 def test_the_script_makes_the_committed_bytes(tmp_path):
-    subprocess.run([sys.executable, "-m", "pipeline", "make_data", str(tmp_path)], check=True, cwd=ROOT)
-    made = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in tmp_path.iterdir()}
-    assert made == data.SHA256
+    """MNIST from .xz, .gz and plain originals; its small files compressed again, to the same bytes."""
+    originals, made = tmp_path / "originals", tmp_path / "made"
+    shutil.copytree(ROOT / "data" / "mnist", originals)
+    test, train = "t10k-labels-idx1-ubyte", "train-labels-idx1-ubyte"
+    for name, ending, pack in ((test, "", bytes), (train, ".gz", gzip.compress)):
+        packed = originals / f"{name}.xz"
+        (originals / (name + ending)).write_bytes(pack(lzma.decompress(packed.read_bytes())))
+        packed.unlink()
+    command = [sys.executable, "-m", "pipeline", "make_data", str(made), str(originals)]
+    subprocess.run(command, check=True, cwd=ROOT)
+    files = [f for f in made.rglob("*") if f.is_file()]
+    assert {f.relative_to(made).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in files} == data.SHA256
+    (originals / test).write_bytes(bytes(10_008))
+    for said in (rf"{test}.xz: got SHA-256 \w{{12}}…; need", rf"originals: got no {test} in"):
+        with pytest.raises(Refused, match=said):
+            make_data.make(made, originals)
+        (originals / test).unlink(missing_ok=True)
+
+
+def test_openml_has_the_original_files_byte_for_byte(monkeypatch):
+    raw = {f.stem: lzma.decompress(f.read_bytes()) for f in (ROOT / "data" / "mnist").iterdir()}
+    images, labels = (np.concatenate([np.frombuffer(raw[f"{part}-{kind}-ubyte"], np.uint8)[start:] for part in
+                                      ("train", "t10k")]) for kind, start in (("images-idx3", 16), ("labels-idx1", 8)))
+    table = SimpleNamespace(data=images.reshape(-1, 784).astype(float), target=labels.astype(str))
+    monkeypatch.setattr("sklearn.datasets.fetch_openml", lambda **_: table)
+    assert make_data.from_openml() == raw
+
+    def offline(**_):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("sklearn.datasets.fetch_openml", offline)
+    with pytest.raises(Refused, match=r"OpenML cannot be reached .+no route.+name a folder"):
+        make_data.from_openml()
 
 
 def test_splits_are_disjoint_and_seeded(monkeypatch):
@@ -189,6 +223,84 @@ def test_patches_share_no_pixel_between_parts(monkeypatch):
     assert train.min() < 5 and test.max() > 630 and all(s[0] < 20 and s[1] > 400 for s in starts)
 
 
+# The first and last digits of the published files, known to everybody.
+FIRST, LAST, TEST = [5, 0, 4, 1, 9, 2, 1, 3, 1, 4], [3, 5, 6, 8], [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+
+
+@pytest.fixture(scope="module")
+def mnist() -> data.Splits:
+    return data.mnist()
+
+
+def test_mnist_is_whole_and_as_published(mnist):
+    assert [(*p.x.shape, *p.label.shape) for p in mnist] == [(n, 784, n) for n in (55_000, 5_000, 10_000)]
+    assert all(p.x.dtype == torch.float32 and p.label.dtype == torch.int64 for p in mnist)
+    assert mnist.test.label[:10].tolist() == TEST
+    whole = data._idx("mnist/train-labels-idx1-ubyte.xz")
+    assert whole[:10].tolist() == FIRST and whole[-4:].tolist() == LAST
+    images = data._idx("mnist/train-images-idx3-ubyte.xz").reshape(60_000, 784)
+    order = torch.randperm(60_000, generator=rng())
+    assert torch.equal(torch.cat([mnist.train.x, mnist.validation.x]), images[order].float())
+    assert torch.equal(torch.cat([mnist.train.label, mnist.validation.label]), whole[order].long())
+    levels = torch.cat([p.x for p in mnist[:2]])  # mean and deviation that everybody normalises by
+    assert levels.double().mean().item() / 255 == pytest.approx(0.1307, abs=5e-5)
+    assert levels.double().std().item() / 255 == pytest.approx(0.3081, abs=5e-5)
+
+
+def test_small_mnist_has_exact_means_and_other_seeds_other_splits(mnist):
+    for side, b in ((14, 2), (7, 4)):
+        small = data.mnist(side)
+        for part, full in zip(small[1:], mnist[1:], strict=True):
+            exact = torch.nn.functional.avg_pool2d(full.x.double().unflatten(1, (1, 28, 28)), b).flatten(1)
+            assert torch.equal(part.x.double(), exact) and torch.equal(part.label, full.label)
+            assert torch.equal(part.x * b**2, (part.x * b**2).round())
+    other = data.mnist(7, seed=1)
+    assert torch.equal(other.test.x, small.test.x) and not torch.equal(other.validation.x, small.validation.x)
+
+
+def test_dequantisation_is_fresh_and_keeps_every_level():
+    for levels in (2, 17, 256, 1021, 4081):
+        k = torch.arange(levels).repeat(200_000 // levels, 1)
+        g = rng()
+        one, two = (data.dequantise(k, levels, g) for _ in range(2))
+        assert torch.equal((one * levels).floor().long(), k) and one.dtype == torch.float32 and one.max() < 1
+        assert not torch.equal(one, two) and torch.equal(one, data.dequantise(k, levels, rng()))
+        u = (one.double() * levels - k).ravel()
+        assert abs(u.mean() - 0.5) < STANDARD_ERRORS / math.sqrt(12 * len(u)) + 1e-3
+    assert data.dequantise(k.double(), 4081, rng()).dtype == torch.float64
+
+
+def test_logit_is_undone_and_knows_its_determinant():
+    x = torch.rand(5, 4, generator=rng(), dtype=torch.float64)
+    x[0] = torch.tensor([0.0, 1.0, 0.5, 1 - 1e-9])
+    for alpha in (1e-6, 0.05):
+        y, log_det = data.logit(x, alpha)
+        assert torch.allclose(data.unlogit(y, alpha), x, atol=1e-14) and y.isfinite().all()
+        for row, found in zip(x, log_det, strict=True):
+            jacobian = torch.autograd.functional.jacobian(lambda v: data.logit(v[None], alpha).y[0], row)  # noqa: B023
+            assert torch.linalg.slogdet(jacobian).logabsdet.item() == pytest.approx(found.item(), rel=1e-12)
+    assert data.logit(x, 0.05).y[0, :3].tolist() == pytest.approx([math.log(1 / 19), math.log(19), 0])
+    pixels = data.dequantise(torch.arange(256)[None], 256, rng())  # float32, to the ends of [0, 1)
+    assert torch.allclose(data.unlogit(data.logit(pixels).y), pixels, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "call"), [
+    ("side", lambda k: data.mnist(8)),
+    ("seed", lambda k: data.mnist(seed=-1)),
+    ("k", lambda k: data.dequantise(k, 3, rng())),
+    ("levels", lambda k: data.dequantise(k, 1, rng())),
+    ("generator", lambda k: data.dequantise(k, 4, None)),
+    ("x", lambda k: data.logit(k.double())),
+    ("x", lambda k: data.logit(k / 4 * math.nan)),
+    ("alpha", lambda k: data.logit(k / 4, 0.0)),
+    ("y", lambda k: data.unlogit(k)),
+    ("label", lambda k: data._block_means(torch.zeros(2, 28, 28), torch.tensor([3, 10]), 14)),
+])
+def test_bad_levels_are_refused(name, call):
+    with pytest.raises(ValueError, match=rf"^{name}: got .+; need"):
+        call(torch.arange(4)[None])
+
+
 def test_photographs_and_their_patches():
     photographs = data.photographs()
     assert list(photographs) == ["china", "flower"]
@@ -218,6 +330,16 @@ def test_damaged_or_missing_files_are_refused(tmp_path, monkeypatch):
     file.write_bytes(damaged)
     with pytest.raises(ValueError, match=r"^data/digits.npz: got SHA-256 \w{12}…; need 1dc781c8fe69…: the file is dam"):
         data.digits()
+    shutil.copytree(ROOT / "data" / "mnist", tmp_path / "mnist")
+    file = tmp_path / "mnist" / "t10k-images-idx3-ubyte.xz"
+    damaged = bytearray(file.read_bytes())
+    damaged[1_000_000] ^= 1
+    file.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"^data/mnist/t10k-images-idx3-ubyte.xz: got SHA.+; need d815adbb3188"):
+        data.mnist()
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"data/mnist/t10k-images-idx3-ubyte.xz is missing; need the bundled"):
+        data.mnist()
 
 
 @pytest.mark.parametrize("per_coordinate", [False, True])
