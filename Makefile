@@ -62,5 +62,6 @@ lab: data  ## read and run the notebooks
 student: setup  ## an edition of the notebooks without solutions and outputs, in student/
 	@$(RUN) pipeline student
 
-lint: setup
+lint: setup  ## style and types
 	@$(RUN) ruff check .
+	@$(RUN) basedpyright

@@ -18,7 +18,7 @@ import io
 import lzma
 import math
 from pathlib import Path as File
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -208,7 +208,7 @@ def openml(name: str, *, cache: str | File | None = None) -> Part:
     check.choice("name", name, tuple(OPENML))
     identifier, rows, columns = OPENML[name]
     try:
-        bunch = fetch_openml(data_id=identifier, as_frame=False, parser="liac-arff", data_home=cache)
+        bunch: Any = fetch_openml(data_id=identifier, as_frame=False, parser="liac-arff", data_home=cache)
     except OSError as error:
         raise ConnectionError(f"openml: {name!r} is neither cached nor reachable ({error}); connect once, "
                               "or copy a cached scikit-learn data home to this machine") from error

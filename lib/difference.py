@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -204,7 +204,7 @@ def class_shift(y: Tensor, target: Tensor, target_label: Tensor, source: Tensor,
 
 def train_generator(model: nn.Module, target: Tensor, *, latent: int, high: float, low: float, steps: int,
                     generator: torch.Generator, lr: float = 1e-3, ema: float | None = 0.999,
-                    name: str = "one-step generator", **options: object) -> Fit:
+                    name: str = "one-step generator", **options: Any) -> Fit:
     """A one-step generator model(0, z[, label]) trained on `target` (N, D): move its samples, then regress on them.
 
     Arguments and `options` (label, batch, target_batch, step, noisy) are those of `generator_loss`; steps, lr, ema

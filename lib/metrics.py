@@ -62,7 +62,7 @@ def sliced_wasserstein2(x: Tensor, y: Tensor, *, directions: int = 256, generato
                     device=generator.device)
     v = (v / v.norm(dim=0)).to(x.device)
     px, py = (z.double() @ v for z in (x, y))
-    return math.sqrt(float(ot.wasserstein_1d(px, py, p=2).mean()))
+    return math.sqrt(float(torch.as_tensor(ot.wasserstein_1d(px, py, p=2)).mean()))
 
 
 class ModeReport(NamedTuple):

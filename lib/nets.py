@@ -120,7 +120,8 @@ class ConvNet(nn.Module):
         condition = self.condition(self.time(t, x)) + embedded(self.embedding, label, x)
         condition = nn.functional.silu(condition)
         h = self.first(x.unflatten(1, self.shape))
-        for shift, (one, two) in zip(self.shift, self.block, strict=True):
+        for shift, block in zip(self.shift, self.block, strict=True):
+            one, two = block.children()
             r = one(nn.functional.silu(h + shift(condition)[:, :, None, None]))
             h = h + two(nn.functional.silu(r))
         return self.last(nn.functional.silu(h)).flatten(1)

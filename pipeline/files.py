@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -27,7 +28,7 @@ def replace(file: Path, text: str) -> None:
         part.unlink(missing_ok=True)
 
 
-def read_json(file: Path, default: object) -> object:
+def read_json(file: Path, default: Any) -> Any:
     """What a JSON file holds, or `default` where there is none that can be read."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))

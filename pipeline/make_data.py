@@ -16,6 +16,7 @@ import gzip
 import hashlib
 import lzma
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn import datasets
@@ -31,12 +32,12 @@ MNIST = [name for name in SHA256 if name.startswith("mnist/")]
 def make(folder: Path, originals: Path | None = None) -> None:
     """Write the files into `folder`, MNIST's from the folder `originals` or through OpenML."""
     (folder / "mnist").mkdir(parents=True, exist_ok=True)
-    digits = datasets.load_digits()
+    digits: Any = datasets.load_digits()
     np.savez(folder / "digits.npz", images=digits.images.astype(np.uint8), labels=digits.target.astype(np.uint8))
     photographs = datasets.load_sample_images()
     named = {Path(name).stem: image for name, image in zip(photographs.filenames, photographs.images, strict=True)}
     np.savez(folder / "photographs.npz", **{name: named[name] for name in sorted(named)})
-    table = datasets.load_breast_cancer()
+    table: Any = datasets.load_breast_cancer()
     np.savez(folder / "breast_cancer.npz", features=table.data, labels=table.target.astype(np.uint8),
              names=np.array(table.feature_names, dtype="U32"))
     given = {} if originals else from_openml()
@@ -65,7 +66,7 @@ def packed_original(folder: Path, name: str) -> bytes:
 def from_openml() -> dict[str, bytes]:
     """The four files of MNIST, byte for byte, from OpenML's table of 70,000 rows in the published order."""
     try:
-        table = datasets.fetch_openml(data_id=554, as_frame=False, parser="liac-arff")
+        table: Any = datasets.fetch_openml(data_id=554, as_frame=False, parser="liac-arff")
     except OSError as error:
         raise Refused(f"mnist: OpenML cannot be reached ({error}); connect, or name a folder with the four original "
                       "files: make_data FOLDER ORIGINALS") from error

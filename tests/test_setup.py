@@ -16,7 +16,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 HOUSE = Path(__file__).resolve().parent.parent
-TARGETS = ("setup", "data", "repro", "test", "check", "fresh", "full", "publish", "lab", "student", "bench")
+TARGETS = ("setup", "data", "repro", "test", "check", "fresh", "full", "publish", "lab", "student", "bench", "lint")
 
 # Stands for Python: writes down what it is asked, makes a .venv of itself, and fails or hangs as pip when told to.
 IMPOSTOR = f"""#!/bin/sh
@@ -120,10 +120,11 @@ def test_a_build_of_torch_can_be_chosen(folder: Folder):
     assert re.search(r"--index-url https://example.org/cpu torch==[\d.]+$", torch) and "-r requirements" in everything
 
 
-def test_continuous_integration_runs_the_two_commands():
+def test_continuous_integration_runs_the_two_commands_and_lints():
     script = HOUSE / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    assert [line for line in script.read_text().splitlines() if line.startswith("make")] == ["make repro", "make test"]
+    commands = [line for line in script.read_text().splitlines() if line.startswith("make")]
+    assert commands == ["make repro", "make test", "make lint"]
 
 
 # --- versions ---------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import itertools
 import re
 import subprocess
 import sys
@@ -34,7 +35,9 @@ FLOORS = {
     "notebooks": {"chapter"},
 }
 METHODS = {"kinetic", "interpolant", "bridge", "markov", "difference"}
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+BUILD = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = BUILD["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 
 
 def imports(tree: ast.Module, *, at_load: bool = False) -> set[str]:
@@ -166,7 +169,9 @@ def pins() -> dict[str, Requirement]:
 def test_every_version_is_pinned_once_and_within_the_loose_bounds():
     pinned = pins()
     assert all(re.fullmatch(r"==[\w.!+-]+", str(r.specifier)) for r in pinned.values())
-    for loose in map(Requirement, PROJECT["dependencies"]):
+    bounds = [*PROJECT["dependencies"], *itertools.chain(*EXTRAS.values()), *BUILD["build-system"]["requires"]]
+    assert len(bounds) == len({canonicalize_name(Requirement(loose).name) for loose in bounds})
+    for loose in map(Requirement, bounds):
         version = str(pinned[canonicalize_name(loose.name)].specifier).removeprefix("==")
         assert loose.specifier.contains(version), f"{loose} excludes the pinned {version}"
 
@@ -182,14 +187,38 @@ def test_what_is_installed_is_what_is_pinned():
             assert requirement.specifier.contains(installed.split("+")[0], prereleases=True), name
 
 
-def test_what_is_imported_is_pinned():
-    owners, pinned = importlib.metadata.packages_distributions(), set(pins())
-    for file in [*FILES.values(), *(ROOT / "pipeline").glob("*.py")]:
+def declared(*extras: str) -> set[str]:
+    """What `pip install .[extras]` asks for."""
+    bounds = [*PROJECT["dependencies"], *(loose for extra in extras for loose in EXTRAS[extra])]
+    return {canonicalize_name(Requirement(loose).name) for loose in bounds}
+
+
+@pytest.mark.parametrize(("folder", "allowed"), [
+    ("lib", declared()), ("lib/chapter", declared("pipeline")), ("pipeline", declared("pipeline")),
+    ("tests", declared("pipeline", "test"))])
+def test_what_is_imported_is_asked_for(folder: str, allowed: set[str]):
+    """The mathematics needs neither notebooks nor a pipeline; Triton comes with torch where there is a GPU."""
+    owners = importlib.metadata.packages_distributions()
+    for file in sorted((ROOT / folder).rglob("*.py")):
+        if folder == "lib" and "chapter" in file.parts:
+            continue
         nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
         names = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
         names |= {n.module for n in nodes if isinstance(n, ast.ImportFrom)}
-        for top in {n.split(".")[0] for n in names} - set(sys.stdlib_module_names) - {"lib", "pipeline", "triton"}:
-            assert {canonicalize_name(owner) for owner in owners[top]} & pinned, f"{file.name}: {top}"
+        ours = {"lib", "pipeline", "triton", *(neighbour.stem for neighbour in file.parent.glob("*.py"))}
+        for top in {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - ours:
+            assert {canonicalize_name(owner) for owner in owners[top]} & allowed, f"{file.relative_to(ROOT)}: {top}"
+
+
+def test_what_is_installed_is_what_is_there():
+    """Every package, and the table of hashes without which `lib.data` does not load."""
+    packages = {".".join(file.parent.relative_to(ROOT).parts)
+                for top in ("lib", "pipeline") for file in (ROOT / top).rglob("__init__.py")}
+    assert set(BUILD["tool"]["setuptools"]["packages"]) == packages
+    patterns = BUILD["tool"]["setuptools"]["package-data"]["lib"]
+    shipped = {file for pattern in patterns for file in (ROOT / "lib").glob(pattern)}
+    other = {file for file in (ROOT / "lib").rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
+    assert shipped == other
 
 
 def test_one_range_of_python_versions():

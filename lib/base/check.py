@@ -6,14 +6,16 @@ skipped inside functorch transforms and under `torch.compile`, where values cann
 from __future__ import annotations
 
 import math
+from typing import NoReturn
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 FLOATS = (torch.float32, torch.float64)
 
 
-def refuse(name: str, got: object, need: str) -> None:
+def refuse(name: str, got: object, need: str) -> NoReturn:
     """Raise the one form of `ValueError` this library raises for bad input."""
     raise ValueError(f"{name}: got {got}; need {need}")
 
@@ -21,7 +23,7 @@ def refuse(name: str, got: object, need: str) -> None:
 def opaque(*tensors: object) -> bool:
     """True where the values of a tensor cannot be read: functorch transforms and compilation."""
     return torch.compiler.is_compiling() or any(
-        isinstance(t, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors)
+        isinstance(t, Tensor) and is_functorch_wrapped_tensor(t) for t in tensors)
 
 
 def rows(name: str, x: object, *, dim: int | None = None) -> Tensor:

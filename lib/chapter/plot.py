@@ -13,12 +13,14 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
 from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from PIL import Image
 from torch import Tensor
 
@@ -38,7 +40,7 @@ def style() -> None:
         "figure.dpi": DPI, "savefig.dpi": DPI * DENSER, "figure.constrained_layout.use": True, "font.size": 11,
         "axes.titlesize": 11, "axes.labelsize": 11, "legend.fontsize": 9, "legend.frameon": False,
         "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.8,
-        "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY]),
+        "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY]),
     })
 
 
@@ -72,7 +74,7 @@ def grid(lower: float, upper: float, n: int, dtype: torch.dtype = torch.float32)
 
 
 def scatter(ax: Axes, x: Tensor, *, lim: float | None = None, color: str = BLUE, size: float = 2.0, title: str = "",
-            **kwargs: object) -> None:
+            **kwargs: Any) -> None:
     """Points (n, 2) on square axes over [−lim, lim]²."""
     ax.scatter(x[:, 0].cpu(), x[:, 1].cpu(), s=size, color=color, linewidths=0, rasterized=True, **kwargs)
     frame(ax, lim, title)

@@ -86,7 +86,8 @@ def _fused_backward(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tens
 def _blocked(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     outs, lses = [], []
     for rows in q.split(ROWS):
-        top, mass, out = rows.new_full((len(rows), 1), -math.inf), 0, 0
+        top = rows.new_full((len(rows), 1), -math.inf)
+        mass = out = torch.zeros_like(top)
         for keys, vals in zip(k.split(COLUMNS), v.split(COLUMNS), strict=True):
             logits = rows @ keys.T
             before, top = top, torch.maximum(top, logits.amax(1, keepdim=True))

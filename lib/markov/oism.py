@@ -272,7 +272,7 @@ def fit_oism(data: Tensor, process: Process, order: int, basis: str = "tensor", 
     shape = (len(rates), *[2 * order + 1] * p)
     centred = u - torch.einsum("n,ngp->gp", w, u)
     fit = OISM(process, frame, rates, index, spectrum.reshape(shape), _moments(process, u, w, order).reshape(shape),
-               torch.einsum("n,ngi,ngj->gij", w, centred, centred), *u.aminmax(dim=0), shrinkage, tails)
+               torch.einsum("n,ngi,ngj->gij", w, centred, centred), *u.aminmax(dim=0), shrinkage=shrinkage, tails=tails)
     if held_out is None:
         return fit
     check.points("held_out", held_out, dim=process.dim, like=data)

@@ -16,6 +16,7 @@ Sources: Bakry, Gentil & Ledoux 2014 (sections 2.6 and 2.7); Shen et al. 2024 (a
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -45,6 +46,16 @@ class Process:
 
     dim: int
     pull: float
+    frame: Tensor
+    rates: Tensor
+    line_eigenvalues: Callable[[Tensor], Tensor]
+    line: Callable[[Tensor, int], tuple[Tensor, Tensor]]
+    products: Callable[[int], Tensor]
+    curvatures: Callable[[int], Tensor]
+    noise: Callable[[Tensor, float | Tensor, torch.Generator], Tensor]
+    kernel_score: Callable[..., Tensor]
+    transition: Callable[[float | Tensor, Tensor, Tensor], Tensor]
+    log_stationary: Callable[[Tensor], Tensor]
 
     def eigenvalues(self, index: Tensor) -> Tensor:
         """λ_k ≤ 0, shape (M,), for multi-indices (M, d)."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -155,7 +156,7 @@ class CloudBridge:
         return gaussian_posterior(x, points, self.sigma * time.sqrt(), log_w=log_w)
 
 
-def cloud_bridge(x0: Tensor, x1: Tensor, sigma: float, **options: object) -> CloudBridge:
+def cloud_bridge(x0: Tensor, x1: Tensor, sigma: float, **options: Any) -> CloudBridge:
     """The bridge between x0 (n, D) and x1 (m, D); `options` are those of `sinkhorn`, which must converge."""
     epsilon = 2 * check.positive("sigma", sigma).item() ** 2
     plan = sinkhorn(x0, x1, epsilon, **options)
