@@ -1,4 +1,4 @@
-r"""Small time-conditioned networks f(t, x[, label]), for clouds and for 8 × 8 images.
+r"""Small time-conditioned networks f(t, x[, label]), for clouds, latents and 8 × 8 images.
 
 Time enters as [t, cos πkt, sin πkt], k = 1 … K: smooth, bounded, and distinct at t = 0 and t = 1.
 Activations are SiLU, so fields are smooth and their divergences exist everywhere.
@@ -90,6 +90,27 @@ class MLP(nn.Module):
         return self.last(nn.functional.silu(h))
 
 
+class ResidualMLP(MLP):
+    """Residual perceptron f(t, x), (B, dim) to (B, out), for latents: `depth` times h ← h + W silu(norm(h) + V time).
+
+    Arguments as for `MLP`.  The sum passes unhindered from the first layer to the last, so depth costs no gradient.
+    """
+
+    def __init__(self, dim: int, *, generator: torch.Generator, width: int = 512, depth: int = 4, **settings) -> None:
+        super().__init__(dim, generator=generator, width=width, depth=check.count("depth", depth) + 1, **settings)
+        with seeded(generator):
+            self.norm = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth))
+            self.shift = nn.ModuleList(nn.Linear(self.time.size, width, bias=False) for _ in range(depth))
+
+    def forward(self, t: Tensor | float, x: Tensor, label: Tensor | None = None) -> Tensor:
+        check.rows("x", x, dim=self.dim)
+        time = self.time(t, x)
+        h = self.first(torch.cat([x, time], 1)) + embedded(self.embedding, label, x)
+        for norm, shift, layer in zip(self.norm, self.shift, self.hidden, strict=True):
+            h = h + layer(nn.functional.silu(norm(h) + shift(time)))
+        return self.last(nn.functional.silu(h))
+
+
 class ConvNet(nn.Module):
     """Residual convolutional network f(t, x) for flattened square images, (B, channels·side²) to the same.
 
@@ -136,7 +157,7 @@ def load(file: str | os.PathLike) -> MLP | ConvNet:
     """The network that `save` has written, frozen, on the CPU."""
     with safe_open(file, "pt") as f:
         made, weights = f.metadata(), {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
-    kind = {"MLP": MLP, "ConvNet": ConvNet}[made["class"]]
+    kind = {"MLP": MLP, "ResidualMLP": ResidualMLP, "ConvNet": ConvNet}[made["class"]]
     net = kind(**json.loads(made["arguments"]), generator=torch.Generator())
     net.load_state_dict(weights)
     return net.eval().requires_grad_(False)

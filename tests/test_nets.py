@@ -6,10 +6,11 @@ import math
 import pytest
 import torch
 
-from lib.nets import MLP, ConvNet, TimeFeatures, seeded
+from lib.nets import MLP, ConvNet, ResidualMLP, TimeFeatures, seeded
 
 BUILD = {
     "MLP": lambda g, **k: MLP(16, generator=g, width=24, depth=2, **k),
+    "ResidualMLP": lambda g, **k: ResidualMLP(16, generator=g, width=24, depth=2, **k),
     "ConvNet": lambda g, **k: ConvNet(4, generator=g, width=8, depth=2, **k),
 }
 every_network = pytest.mark.parametrize("build", BUILD.values(), ids=BUILD)
@@ -54,6 +55,24 @@ def test_a_number_a_scalar_and_a_batch_of_times_agree(build):
     t = torch.linspace(0, 1, 5)
     rows = torch.cat([net(t[i], x[i:i + 1]) for i in range(5)])
     assert torch.allclose(net(t, x), rows, atol=1e-5) and not torch.allclose(net(t, x), out, atol=1e-3)
+
+
+def test_a_residual_network_by_hand():
+    net, x, t = ResidualMLP(3, generator=rng(), out=2, width=8, depth=2, classes=4), torch.randn(5, 3), torch.rand(5)
+    label, silu = torch.arange(5) % 4, torch.nn.functional.silu
+    h = net.first(torch.cat([x, net.time(t, x)], 1)) + net.embedding.weight[label]
+    straight = net.last(silu(h))
+    for i in (0, 1):
+        centred = h - h.mean(1, keepdim=True)
+        normal = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
+        h = h + silu(normal + net.time(t, x) @ net.shift[i].weight.T) @ net.hidden[i].weight.T + net.hidden[i].bias
+    assert len(net.hidden) == 2 and torch.allclose(net(t, x, label), net.last(silu(h)), atol=1e-6)
+    for layer in net.hidden:  # without its blocks the sum passes as it is
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    assert torch.allclose(net(t, x, label), straight, atol=1e-6)
+    with pytest.raises(ValueError, match=r"^depth: got 0; need"):
+        ResidualMLP(3, generator=rng(), depth=0)
 
 
 def test_time_features_tell_the_ends_apart_and_stay_bounded():
