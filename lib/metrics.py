@@ -6,6 +6,10 @@ r"""What the chapters measure.  Every name says what comes back: squared or not,
     sliced_wasserstein2 root of the mean squared W₂ over random directions
     mode_report         which modes of a mixture are found, how evenly, with what quality
     precision_recall    k-nearest-neighbour manifolds (Kynkäänniemi et al. 2019)
+    density_coverage    the same, robust against outliers (Naeem et al. 2020)
+    frechet_distance    squared W₂ between the Gaussians of the same means and covariances
+    histogram           shares of classes, how many are found, their KL
+    copies              share of samples that lie nearer to the training set than fresh data do
     c2st                classifier two-sample test: held-out accuracy, ½ means indistinguishable
     bits_per_dim        from a log-density of dequantised data
 """
@@ -102,11 +106,76 @@ def precision_recall(samples: Tensor, data: Tensor, k: int = 5) -> PrecisionReca
     if min(len(samples), len(data)) <= check.count("k", k):
         check.refuse("k", k, "fewer neighbours than points")
 
-    def covered(points: Tensor, manifold: Tensor) -> float:
-        radius = _distances(manifold, manifold).kthvalue(k + 1, dim=1).values  # the point itself is first
-        return float((_distances(points, manifold) <= radius).any(1).double().mean())
+    return PrecisionRecall(*(float(_inside(*pair, k).any(1).double().mean())
+                             for pair in ((samples, data), (data, samples))))
 
-    return PrecisionRecall(covered(samples, data), covered(data, samples))
+
+class DensityCoverage(NamedTuple):
+    """How deep in the data the samples lie, and the share of data that has a sample near by."""
+
+    density: float  # 1 for samples like the data, and it may exceed 1
+    coverage: float
+
+
+def density_coverage(samples: Tensor, data: Tensor, k: int = 5) -> DensityCoverage:
+    """Naeem et al. (2020), Eqs. 4 and 5: samples (n, D) in the balls that reach the k-th neighbours of data (m, D)."""
+    _two_clouds(samples, data, ("samples", "data"))
+    if len(data) <= check.count("k", k):
+        check.refuse("k", k, "fewer neighbours than points")
+    inside = _inside(samples, data, k)
+    return DensityCoverage(float(inside.double().sum(1).mean()) / k, float(inside.any(0).double().mean()))
+
+
+def _inside(points: Tensor, manifold: Tensor, k: int) -> Tensor:
+    """Whether each point lies in the ball around each point of the manifold that reaches its k-th neighbour."""
+    radius = _distances(manifold, manifold).kthvalue(k + 1, dim=1).values  # the point itself is first
+    return _distances(points, manifold) <= radius
+
+
+def frechet_distance(x: Tensor, y: Tensor) -> float:
+    """‖μ − ν‖² + tr(A + B − 2 (A^½ B A^½)^½) of the means and covariances of x (n, D) and y (m, D).
+
+    A squared distance (Dowson & Landau 1982).  It is biased upwards by about 1/n: compare only at equal n and m.
+    With A = UᵀU and B = VᵀV the last trace is the sum of the singular values of U Vᵀ.
+    """
+    _two_clouds(x, y)
+    apart = (x.double().mean(0) - y.double().mean(0)).square().sum()
+    u, v = (torch.linalg.qr((z.double() - z.double().mean(0)) / math.sqrt(len(z) - 1)).R for z in (x, y))
+    return float(apart + u.square().sum() + v.square().sum() - 2 * torch.linalg.svdvals(u @ v.T).sum())
+
+
+class Histogram(NamedTuple):
+    """How labels are spread over classes."""
+
+    share: Tensor  # (classes,) float64
+    found: int  # classes that occur
+    kl: float  # KL(share | reference), nats
+
+
+def histogram(label: Tensor, classes: int, reference: Tensor | None = None) -> Histogram:
+    """Shares of integer labels (n,) over `classes`, against the reference (classes,), by default uniform."""
+    if not isinstance(label, Tensor) or label.dim() != 1 or label.dtype != torch.int64 or not len(label):
+        check.refuse("label", getattr(label, "shape", type(label).__name__), "an int64 tensor of shape (n,), n ≥ 1")
+    check.within("label", label, 0, check.count("classes", classes) - 1)
+    q = torch.full((classes,), 1 / classes) if reference is None else check.vector("reference", reference, classes)
+    share = torch.bincount(label, minlength=classes).double() / len(label)
+    kl = torch.special.xlogy(share, share) - torch.special.xlogy(share, q.double().to(share))
+    return Histogram(share, int((share > 0).sum()), float(kl.sum()))
+
+
+def copies(samples: Tensor, train: Tensor, held_out: Tensor, share: float = 0.01) -> float:
+    """Share of samples (n, D) nearer to a point of train (l, D) than all but `share` of held_out (m, D) are.
+
+    Fresh data score `share`, copies of training points 1.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    _two_clouds(samples, train, ("samples", "train"))
+    check.points("held_out", held_out, dim=train.shape[1], like=train)
+    check.within("share", share, 0, 1)
+    tree = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(train.double().cpu().numpy())
+    near, fresh = (torch.from_numpy(tree.kneighbors(z.double().cpu().numpy())[0][:, 0]) for z in (samples, held_out))
+    return float((near < fresh.quantile(share)).double().mean())
 
 
 def c2st(x: Tensor, y: Tensor, *, folds: int = 5, seed: int = 0) -> float:

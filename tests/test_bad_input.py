@@ -74,6 +74,7 @@ DOORS: dict[str, tuple[Callable, dict[str, object]]] = {
     "bridge.forward_drift": (BRIDGE.forward_drift, {"t": TIME, "x": LIKE}),
     "bridge.backward_drift": (BRIDGE.backward_drift, {"t": TIME, "x": LIKE}),
     "nets.MLP": (nets.MLP, NETWORK | {"dim": SIZE, "out": SIZE}),
+    "nets.ResidualMLP": (nets.ResidualMLP, NETWORK | {"dim": SIZE, "out": SIZE}),
     "nets.ConvNet": (nets.ConvNet, NETWORK | {"side": SIZE, "channels": SIZE}),
     "MLP(t, x)": (MLP, {"t": (0.5, "rows"), "x": (cloud(3), "columns"), "label": (LABEL, "label")}),
     "ConvNet(t, x)": (CONV, {"t": (0.5, "rows"), "x": (cloud(3, 4), "columns"), "label": (LABEL, "label")}),
@@ -93,6 +94,10 @@ DOORS: dict[str, tuple[Callable, dict[str, object]]] = {
     "metrics.sliced_wasserstein2": (metrics.sliced_wasserstein2, PAIR | {"directions": SIZE, "generator": RANDOM}),
     "metrics.mode_report": (metrics.mode_report, {"x": MANY, "centres": X, "std": SCALE, "reach": SCALE}),
     "metrics.precision_recall": (metrics.precision_recall, {"samples": MANY, "data": LIKE_MANY, "k": SIZE}),
+    "metrics.density_coverage": (metrics.density_coverage, {"samples": MANY, "data": LIKE_MANY, "k": SIZE}),
+    "metrics.frechet_distance": (metrics.frechet_distance, PAIR),
+    "metrics.copies": (lambda **a: metrics.copies(held_out=cloud(3), **a), {
+        "samples": X, "train": LIKE, "share": SHARE}),
     "metrics.c2st": (metrics.c2st, PAIR | {"folds": SIZE, "seed": SEED}),
     "metrics.bits_per_dim": (metrics.bits_per_dim, {"log_p": KNOTS, "dim": SIZE, "levels": SIZE}),
     "plot.images": (lambda x: plot.images(plt.figure().gca(), x), {"x": (cloud(3, 64), "cloud")}),

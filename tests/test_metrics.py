@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import sqrtm
 from scipy.stats import norm
 
 from lib import metrics
@@ -104,6 +105,53 @@ def test_precision_and_recall(generator):
     assert metrics.precision_recall(copies, copies) == (1, 1)
 
 
+def test_density_and_coverage_by_hand(generator):
+    """{0, 1, 3} with one neighbour: radii 1, 1, 2."""
+    line, points = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[-1.0], [1.5], [5.0], [5.1]])
+    # −1 lies in one ball, 1.5 in two (of 1 and 3), 5 in one, 5.1 in none; all three balls are reached.
+    assert metrics.density_coverage(points, line, k=1) == (pytest.approx(4 / 4), 1)
+    assert metrics.density_coverage(points[[0, 3]], line, k=1) == (0.5, pytest.approx(1 / 3))
+    x, y = torch.randn(2, 2000, 3, generator=generator)
+    density, coverage = metrics.density_coverage(x, y)
+    assert density == pytest.approx(1, abs=0.05)
+    assert coverage == pytest.approx(1 - 0.5**5, abs=0.02)  # Naeem et al. (2020), Lemma 2, large n = m
+    outlier = torch.cat([x[:50] * 0.1 + 30, y[:1] * 0 + 60])  # recall is fooled by one far point, coverage is not
+    assert metrics.density_coverage(outlier, y).coverage == 0
+
+
+def test_frechet_distance(generator):
+    """Commuting covariances; a rotation; and scipy's root of the product."""
+    x = torch.randn(400, 5, generator=generator)
+    x = torch.linalg.qr(x - x.mean(0)).Q * math.sqrt(399)  # mean 0, covariance 1, exactly
+    scale, shift = torch.tensor([1.0, 2.0, 0.5, 3.0, 0.0]), torch.arange(5.0)
+    exact = (shift.square() + (scale - 1).square()).sum().item()
+    assert metrics.frechet_distance(x, x * scale + shift) == pytest.approx(exact, rel=1e-10)
+    assert metrics.frechet_distance(x * scale + shift, x) == pytest.approx(exact, rel=1e-10)
+    assert abs(metrics.frechet_distance(x, x.flip(0))) < 1e-10
+    a, b = (torch.randn(5, 5, generator=generator) for _ in range(2))
+    A, B = a @ a.T, b @ b.T
+    exact = (A + B).trace().item() - 2 * np.trace(sqrtm((A @ B).numpy()).real)
+    assert metrics.frechet_distance(x @ a.T, x @ b.T + 0) == pytest.approx(exact, rel=1e-8)
+
+
+def test_histogram():
+    label = torch.tensor([0, 0, 0, 1])
+    found = metrics.histogram(label, 3)
+    assert found.share.tolist() == [0.75, 0.25, 0] and found.found == 2
+    assert found.kl == pytest.approx(0.75 * math.log(0.75 * 3) + 0.25 * math.log(0.25 * 3))
+    assert metrics.histogram(label, 3, found.share).kl == 0
+    assert metrics.histogram(label, 3, torch.tensor([0.5, 0.0, 0.5])).kl == math.inf
+
+
+def test_copies(generator):
+    train, held_out, fresh = torch.randn(3, 2000, 4, generator=generator)
+    assert metrics.copies(train[:100], train, held_out) == 1
+    assert metrics.copies(train[:100] + 1e-3, train, held_out) == 1
+    assert metrics.copies(held_out, train, held_out, 0.1) == pytest.approx(0.1)
+    assert metrics.copies(fresh, train, held_out, 0.1) == pytest.approx(0.1, abs=4 * math.sqrt(2 * 0.09 / 2000))
+    assert metrics.copies(torch.cat([train[:500], fresh[:1500] + 50]), train, held_out) == 0.25
+
+
 def test_c2st(generator):
     """Under the null the accuracy of 600 held-out guesses is ½ within its standard error; far apart it is 1."""
     x, y = torch.randn(2, 300, 2, generator=generator)
@@ -129,6 +177,13 @@ def test_bits_per_dim():
     ("y", lambda x: metrics.wasserstein2(x, x[:, :1])),
     ("y", lambda x: metrics.mmd(x, x.float())),
     ("k", lambda x: metrics.precision_recall(x, x, k=10)),
+    ("k", lambda x: metrics.density_coverage(x, x, k=10)),
+    ("label", lambda x: metrics.histogram(torch.tensor([0, 3]), 3)),
+    ("label", lambda x: metrics.histogram(torch.tensor([-1]), 3)),
+    ("label", lambda x: metrics.histogram(x[:, 0], 3)),
+    ("reference", lambda x: metrics.histogram(torch.tensor([1]), 3, x[0])),
+    ("held_out", lambda x: metrics.copies(x, x, x[:, :1])),
+    ("share", lambda x: metrics.copies(x, x, x, 1.5)),
     ("folds", lambda x: metrics.c2st(x, x[:4])),
     ("log_p", lambda x: metrics.bits_per_dim(x, 2, 256)),
     ("log_p", lambda x: metrics.bits_per_dim(x[0] * math.nan, 2, 256)),
