@@ -6,6 +6,7 @@
     fresh               the same with everything forced, then a certificate against the results before
     publish             executed notebooks, gallery, metrics and ledger into the tree (maintainers)
     new NAME            the skeleton of a chapter, as 06_my_method: notebook, parameters, claim, method file, test
+    architecture        docs/architecture.svg, the floors of the library drawn from what imports what
     student [FOLDER]    an edition of the notebooks without solutions and outputs, into student/
     make_data [FOLDER [ORIGINALS]]  the bundled data set, into data/; MNIST from original files or OpenML
 """
@@ -22,6 +23,7 @@ COMMANDS = {
     "repro": ("repro", "repro", 0, 0),
     "fresh": ("certificate", "fresh", 0, 0),
     "publish": ("publish", "publish", 0, 0),
+    "architecture": ("architecture", "draw", 0, 0),
     "new": ("new", "new", 1, 1),
     "student": ("student", "write", 1, 0),
     "make_data": ("make_data", "make", 2, 0),

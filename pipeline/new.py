@@ -258,7 +258,7 @@ def new(name: str) -> None:
     for file, text in made.items():
         replace(files.ROOT / file, text)
     print("\n".join(f"  {file}" for file in made))
-    print(f"give `{method}` its floor in tests/test_structure.py, replace what you find, and "
+    print(f"give `{method}` its floor in pipeline/architecture.py, replace what you find, and "
           f"`dvc repro run@{name}`; CONTRIBUTING.md has the rules")
 
 

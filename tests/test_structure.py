@@ -16,6 +16,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from pipeline import architecture
+from pipeline.architecture import FLOORS
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -27,13 +30,6 @@ def module(file: Path) -> str:
 FILES = {module(file): file for file in sorted((ROOT / "lib").rglob("*.py"))}
 MODULES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in FILES.items()}
 LIBRARY = sorted(set(MODULES) - {"__init__"})
-# Floors from the ground up; each stands on those before it, rooms of one floor with no circle among them.
-FLOORS = {
-    "base": {"base"},
-    "core": {"kernels", "path", "solve", "nets", "fit", "metrics", "affine", "data"},
-    "models": {"posterior", "toys", "transport", "kinetic", "interpolant", "bridge", "markov", "difference"},
-    "notebooks": {"chapter"},
-}
 METHODS = {"kinetic", "interpolant", "bridge", "markov", "difference"}
 BUILD = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = BUILD["project"]
@@ -78,7 +74,8 @@ def reach(name: str, graph: dict[str, set[str]] = GRAPH) -> set[str]:
 
 
 def test_every_room_has_its_floor():
-    assert {room(name) for name in LIBRARY} == set().union(*FLOORS.values())
+    listed = list(itertools.chain(*FLOORS.values()))
+    assert sorted({room(name) for name in LIBRARY} | {"pipeline"}) == sorted(listed)
 
 
 @pytest.mark.parametrize("name", LIBRARY)
@@ -108,6 +105,23 @@ def test_the_pipeline_sees_only_what_it_must():
         assert found <= allowed, f"{file.name} imports {found - allowed}"
     for name, file in FILES.items():
         assert not re.search(r"^\s*(from|import) pipeline", file.read_text(encoding="utf-8"), re.MULTILINE), name
+
+
+def test_the_picture_is_of_this_house():
+    """Its arrows are those found here, and what it leaves out follows from what it shows."""
+    arrows = architecture.arrows()
+    for name in {room(name) for name in LIBRARY}:
+        mine = {room(other) for one in LIBRARY if room(one) == name for other in GRAPH[one]} - {name}
+        assert arrows[name] == mine
+    assert arrows["pipeline"] <= {"base", "chapter"}
+    shown = architecture.reduced(arrows)
+    for name, others in arrows.items():
+        assert shown[name] <= others and reach(name, shown) == reach(name, arrows)
+        for other in shown[name]:  # none is there in vain
+            without = shown | {name: shown[name] - {other}}
+            assert other not in reach(name, without)
+    drawn = (ROOT / "docs" / "architecture.svg").read_text(encoding="utf-8")
+    assert drawn == architecture.picture(), "run `python -m pipeline architecture`"
 
 
 @pytest.mark.parametrize(("statement", "absent"), [
@@ -230,6 +244,20 @@ def test_one_range_of_python_versions():
     minors = [n for n in range(30) if allowed.contains(f"3.{n}")]
     assert minors == [11, 12, 13]
     assert f"(3, {minors[0]}) <= v <= (3, {minors[-1]})" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def test_public_ci_lints_and_checks_on_every_python_promised_and_runs_everything_at_night():
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))["jobs"]
+    minors = [f"3.{n}" for n in range(30) if SpecifierSet(PROJECT["requires-python"]).contains(f"3.{n}")]
+    assert jobs["check"]["strategy"]["matrix"]["python"] == minors
+    commands = {job: [step["run"] for step in jobs[job]["steps"] if "run" in step] for job in jobs}
+    assert commands == {"check": ["make lint", "make check"], "everything": [".ci/run"]}
+
+
+def test_links_of_the_guides_lead_somewhere():
+    for guide in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", guide.read_text(encoding="utf-8")):
+            assert (guide.parent / target).exists(), f"{guide.name}: {target}"
 
 
 # --- nothing of the machine it was made on ----------------------------------------------------------------
