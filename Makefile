@@ -1,19 +1,16 @@
-# Five Roads from Noise to Data.  `make` alone explains itself.
+# Five Roads from Noise to Data.  `make` alone explains itself; without make, `python -m pipeline` does the same.
 
 PYTHON ?= python3
-TORCH_INDEX ?=
+OPTIONS ?=
 VENV := .venv
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python -m
-PIP := $(RUN) pip --disable-pip-version-check install -qq
-export PATH := $(abspath $(VENV))/bin:$(PATH)
+export TORCH_INDEX
 # this tree's lib, whatever else is installed and wherever the folder has been moved
 export PYTHONPATH := $(CURDIR)
-# torch's threads and xdist's workers share the cores
-CHECK_ENV := OMP_NUM_THREADS=1 PYTHONHASHSEED=0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data repro test check fresh full publish lab student bench lint
+.PHONY: help setup data repro compare test check fresh full publish lab student grade bench lint
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,45 +19,44 @@ help:  ## this list
 setup: $(READY)  ## make or refresh .venv from requirements.txt
 
 $(READY): requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit("error: Python %d.%d; need 3.11 to 3.13: make PYTHON=python3.12" % v)'
-	@echo "making $(VENV) from requirements.txt: minutes the first time"
-	@$(PYTHON) -m venv $(VENV)
-	@$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) $(shell grep '^torch==' requirements.txt))
-	@$(PIP) -r requirements.txt
-	@$(PIP) --no-deps --no-build-isolation -e .
-	@touch $@
+	@$(PYTHON) -m pipeline setup
 
 data: setup  ## pull the bundled data set
-	@$(RUN) dvc pull data.dvc > /dev/null || { echo "error: data/ cannot be made whole, for the reason above. A file changed in data/: delete it and run make again. A file damaged in store/: take a fresh copy of the repository."; exit 1; }
+	@$(RUN) pipeline data
 
-repro: data  ## run the whole pipeline; a second time it rebuilds nothing
+repro: setup  ## run the whole pipeline; a second time it rebuilds nothing
 	@$(RUN) pipeline repro
 
-fresh: data  ## run everything again and certify what came back byte for byte
+compare: setup  ## the results here against the published ones: what moved, and how far
+	@$(RUN) pipeline compare
+
+fresh: setup  ## run everything again and certify what came back byte for byte
 	@$(RUN) pipeline fresh
 
 publish: repro  ## maintainers: copy executed notebooks, gallery and ledger into the tree
 	@$(RUN) pipeline publish
 
-check: data  ## unit tests
-	@$(CHECK_ENV) $(RUN) pytest -q -n 2 --dist worksteal -m "not slow" tests
+check: setup  ## unit tests
+	@$(RUN) pipeline check
 
-test: check  ## everything: unit tests, the pipeline on a small project, every notebook re-executed
-	@$(CHECK_ENV) $(RUN) pytest -q -n 2 --dist worksteal -m slow tests
-	@$(CHECK_ENV) $(RUN) pytest -q --nbval-lax --nbval-cell-timeout=1200 -n 2 --dist loadscope notebooks
+test: setup  ## everything: unit tests, the pipeline on a small project, every notebook re-executed
+	@$(RUN) pipeline test
 
 full: data  ## the runs that need more than a laptop; results are kept in full/
 	@for script in $(wildcard full/*.py); do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
 
 bench: setup  ## side-by-side timings against peers
-	@$(PIP) -r benchmarks/requirements.txt
+	@$(RUN) pip --disable-pip-version-check install -qq -r benchmarks/requirements.txt
 	@for script in $(wildcard benchmarks/*.py); do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
 
-lab: data  ## read and run the notebooks
-	@$(RUN) jupyterlab notebooks
+lab: setup  ## read and run the notebooks (OPTIONS=--no-browser and the like are passed to JupyterLab)
+	@$(RUN) pipeline lab $(OPTIONS)
 
 student: setup  ## an edition of the notebooks without solutions and outputs, in student/
 	@$(RUN) pipeline student
+
+grade: setup  ## FOLDER=...: a table of the exercises in students' notebooks
+	@$(RUN) pipeline grade $(FOLDER)
 
 lint: setup  ## style and types
 	@$(RUN) ruff check .

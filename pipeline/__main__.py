@@ -1,33 +1,49 @@
-"""The pipeline as a person and DVC meet it: `python -m pipeline COMMAND`.
+"""The pipeline as a person and DVC meet it: `python -m pipeline COMMAND`, in the root of the repository.
 
-    clean               check data/, strip every notebook, fingerprint what it depends on     (a DVC stage)
-    run NAME            execute one chapter into results/NAME                                 (a DVC stage)
-    repro               `dvc repro`, then a table: stage, time, state, claims that hold, where to look
-    fresh               the same with everything forced, then a certificate against the results before
+    setup               make or refresh .venv from requirements.txt; the other commands go on in it by themselves
+    data                pull the bundled data set
+    repro               `dvc repro`, then a table: stage, time, state, claims that hold, where to look, what moved
+    compare             the results here against the published ones: which verdicts and numbers moved, how far
+    check               unit tests
+    test                everything: unit tests, the pipeline on a small project, every notebook re-executed
+    fresh               everything forced, then a certificate against the results before
+    lab [OPTION ...]    JupyterLab with Chapter 0 open
+    student [FOLDER]    an edition of the notebooks without solutions and outputs, into student/
+    grade FOLDER        a table of the exercises in a folder of students' notebooks, as CSV
     publish             executed notebooks, gallery, metrics and ledger into the tree (maintainers)
     new NAME            the skeleton of a chapter, as 06_my_method: notebook, parameters, claim, method file, test
     architecture        docs/architecture.svg, the floors of the library drawn from what imports what
-    student [FOLDER]    an edition of the notebooks without solutions and outputs, into student/
     make_data [FOLDER [ORIGINALS]]  the bundled data set, into data/; MNIST from original files or OpenML
+    clean               check data/, strip every notebook, fingerprint what it depends on     (a DVC stage)
+    run NAME            execute one chapter into results/NAME                                 (a DVC stage)
 """
 import sys
 from importlib import import_module
 from pathlib import Path
 
-from pipeline.parameters import Refused
+from pipeline import setup
+from pipeline.files import Refused
 
-# command: (module, function, most arguments, fewest); imported when asked for, for some need torch
+# command: (module, function, most arguments, fewest); imported when asked for, for most need the packages
 COMMANDS = {
-    "clean": ("fingerprint", "clean", 0, 0),
-    "run": ("run", "run", 1, 1),
+    "setup": ("setup", "setup", 0, 0),
+    "data": ("repro", "data", 0, 0),
     "repro": ("repro", "repro", 0, 0),
+    "compare": ("compare", "compare", 0, 0),
+    "check": ("prove", "check", 0, 0),
+    "test": ("prove", "test", 0, 0),
     "fresh": ("certificate", "fresh", 0, 0),
+    "lab": ("lab", "lab", 99, 0),
+    "student": ("student", "write", 1, 0),
+    "grade": ("grade", "grade", 1, 1),
     "publish": ("publish", "publish", 0, 0),
     "architecture": ("architecture", "draw", 0, 0),
     "new": ("new", "new", 1, 1),
-    "student": ("student", "write", 1, 0),
     "make_data": ("make_data", "make", 2, 0),
+    "clean": ("fingerprint", "clean", 0, 0),
+    "run": ("run", "run", 1, 1),
 }
+FOLDERS = {"student": "student", "make_data": "data"}  # where a command writes when not told
 
 
 def main(arguments: list[str]) -> None:
@@ -39,9 +55,11 @@ def main(arguments: list[str]) -> None:
     module, function, most, least = COMMANDS.get(command, ("", "", -1, 0))
     if not least <= len(rest) <= most:
         raise Refused(f"command: got {' '.join(arguments)!r}; need one of\n{__doc__.partition(chr(10) * 2)[2]}")
-    folders = {"student": "student", "make_data": "data"}
-    if command in folders:
-        rest = [Path(name) for name in rest or [folders[command]]]
+    if command != "setup":
+        setup.go_on(arguments)
+        setup.surroundings()
+    if command in FOLDERS or command == "grade":
+        rest = [Path(name) for name in rest or [FOLDERS[command]]]
     getattr(import_module(f"pipeline.{module}"), function)(*rest)
 
 

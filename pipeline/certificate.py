@@ -11,7 +11,8 @@ from pathlib import Path
 
 from pipeline import files
 from pipeline.files import replace
-from pipeline.repro import chapters, repro
+from pipeline.parameters import chapters
+from pipeline.repro import repro
 
 NUMBER = re.compile(r"(?<![\w.])[-+−]?\d+\.?\d*(?:[eE][-+]?\d+)?")
 DIGITS = 4  # significant digits that another run must agree to

@@ -1,15 +1,20 @@
 """The stripped copy of a notebook, and an executed one as a function of its inputs alone."""
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import nbformat
 
 from pipeline import files
-from pipeline.parameters import Refused
+from pipeline.files import Refused
 
-KERNEL = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-          "language_info": {"name": "python"}}
+# What JupyterLab writes when it saves, so that opening and saving changes nothing.  It adds the version of its Python:
+# an executed copy carries that of the Python that ran it, so on another one a saved notebook differs in that one line.
+KERNEL = {"kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+          "language_info": {"codemirror_mode": {"name": "ipython", "version": 3}, "file_extension": ".py",
+                            "mimetype": "text/x-python", "name": "python", "nbconvert_exporter": "python",
+                            "pygments_lexer": "ipython3"}}
 INJECTED = "injected-parameters"  # papermill's tag
 
 
@@ -41,6 +46,7 @@ def normalised(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if tagged(cell, INJECTED):
             cell.id = INJECTED
     notebook.metadata = nbformat.from_dict(KERNEL)
+    notebook.metadata.language_info.version = platform.python_version()
     return notebook
 
 

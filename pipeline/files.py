@@ -1,4 +1,4 @@
-"""Where things are, and files that are written whole or not at all."""
+"""Where things are, files that are written whole or not at all, and how the pipeline refuses."""
 from __future__ import annotations
 
 import hashlib
@@ -9,6 +9,13 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
+
+
+class Refused(SystemExit):
+    """A clear error for the terminal; nothing good has been lost."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"error: {message}")
 
 
 def sha256(file: Path) -> str:

@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -15,8 +14,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 
 from pipeline import files
 from pipeline.copies import dumps, read, stripped
-from pipeline.files import replace, sha256
-from pipeline.parameters import Refused
+from pipeline.files import Refused, replace, sha256
 
 DATA = "lib/data.sha256"  # hashes of the files in data/
 
@@ -49,20 +47,23 @@ def imported(sources: list[str], folder: Path) -> tuple[dict[str, Path], set[str
     return dict(sorted(modules.items())), packages
 
 
-def _imports(source: str, package: str) -> Iterator[str]:
+@functools.cache  # chapters share most of lib
+def _imports(source: str, package: str) -> tuple[str, ...]:
     """Absolute dotted names that a source imports; relative imports start from `package`."""
     source = re.sub(r"\A\s*%%.*", "", source)  # what %%time and the like hide; other magics become calls
     try:
         tree = ast.parse(TransformerManager().transform_cell(source))
     except SyntaxError:  # the cell will say so itself when it runs
-        return
+        return ()
+    names: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             above = package.split(".")[:1 - node.level or None] if node.level else []
             module = ".".join(filter(None, [*above, node.module]))
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+            names += [f"{module}.{alias.name}" for alias in node.names]
+    return tuple(names)
 
 
 def fingerprint(name: str, notebook: nbformat.NotebookNode) -> dict[str, dict[str, str]]:

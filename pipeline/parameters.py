@@ -16,15 +16,11 @@ from pathlib import Path
 
 from ruamel.yaml import YAML, YAMLError
 
+from pipeline import files
+from pipeline.files import Refused
+
 NUMBER = "{value: …, range: [low, high]} or {value: …, choices: […]}"
 FORMS = {int: NUMBER, float: NUMBER, str: "{value: …, choices: […]}", bool: "{value: true} or {value: false}"}
-
-
-class Refused(SystemExit):
-    """A clear error for the terminal; nothing good has been lost."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(f"error: {message}")
 
 
 def literals(source: str) -> dict[str, object]:
@@ -47,6 +43,11 @@ def read_yaml(file: Path) -> dict:
     if not isinstance(content, dict):
         raise Refused(f"{file.name}: got {type(content).__name__}; need a mapping")
     return content
+
+
+def chapters() -> list[str]:
+    """Names of the chapters, in the order of dvc.yaml."""
+    return list(read_yaml(files.ROOT / "dvc.yaml")["stages"]["run"]["foreach"])
 
 
 def checked(name: str, given: object, defaults: dict[str, object]) -> dict[str, object]:

@@ -4,43 +4,62 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from typing import TYPE_CHECKING
 
-from pipeline import files
+from pipeline import files, history
 from pipeline.certificate import machine
 from pipeline.copies import INJECTED, dumps, read, stripped, tagged
-from pipeline.files import read_json, replace
-from pipeline.parameters import Refused
-from pipeline.repro import chapters, claims
+from pipeline.files import Refused, read_json, replace
+from pipeline.ledger import claims, page, summary
+from pipeline.parameters import chapters
+
+if TYPE_CHECKING:
+    from lib.chapter.claims import Row
 
 MARKS = ("<!-- ledger -->", "<!-- /ledger -->")
 
 
 def publish() -> None:
-    """Copy what the pipeline made into the tree: notebooks/, docs/gallery/, docs/published.json, README's ledger."""
-    from lib.chapter.claims import Claim, table
-
+    """Copy what the pipeline made into the tree: notebooks/, docs/ (gallery, ledger, record), README's part of it."""
     readme, gallery = files.ROOT / "README.md", files.ROOT / "docs" / "gallery"
     head, *rest = re.split(f"{MARKS[0]}.*{MARKS[1]}", readme.read_text(encoding="utf-8"), flags=re.DOTALL)
     if len(rest) != 1:
         raise Refused(f"README.md: got no place for the ledger; need the marks {' and '.join(MARKS)}")
-    executed, published, rows = {}, {}, []
-    for name in chapters():  # refuse before anything is written
-        executed[name] = publishable(name)
-        metrics, tolerances = (read_json(files.RESULTS / name / f"{part}.json", {})
-                               for part in ("metrics", "tolerances"))
-        rows += claims(name)
-        published[name] = {"metrics": metrics, "tolerances": tolerances,
-                           "claims": {row["id"]: row["holds"] for row in claims(name)}}
-    gallery.mkdir(parents=True, exist_ok=True)
+    history.refuse_late_rules()
+    names = chapters()  # refuse before anything is written
+    executed, rows = {name: publishable(name) for name in names}, judged(names)
+    notebooks = {name: read(files.RESULTS / name / f"{name}.ipynb") for name in names}
     for name, text in executed.items():
         replace(files.ROOT / "notebooks" / f"{name}.ipynb", text)
         picture = files.RESULTS / name / "figures" / "gallery.png"
         if picture.exists():
+            gallery.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(picture, gallery / f"{name}.png")
-    replace(files.ROOT / "docs" / "published.json",
-            json.dumps({"machine": machine(), "chapters": published}, indent=1, ensure_ascii=False) + "\n")
-    replace(readme, f"{head}{MARKS[0]}\n{table([Claim(**row) for row in rows])}\n{MARKS[1]}{rest[0]}")
-    print(f"published {len(published)} notebooks and {len(rows)} ledger rows")
+    record = {"machine": machine(), "chapters": {name: recorded(name) for name in names}}
+    replace(files.ROOT / "docs" / "published.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    replace(files.ROOT / "docs" / "ledger.md", page(rows, notebooks))
+    replace(readme, f"{head}{MARKS[0]}\n{summary(rows, notebooks)}\n{MARKS[1]}{rest[0]}")
+    print(f"published {len(names)} notebooks and {len(rows)} ledger rows")
+
+
+def judged(names: list[str]) -> list[Row]:
+    """The rows of all chapters; refuses them if they were not judged by the rules of claims.yaml."""
+    from lib.chapter.claims import Row, registry
+
+    rows = [Row(**row) for name in names for row in claims(name)]
+    rules = {id: claim.rule for id, claim in registry(files.ROOT / history.RULES).items() if claim.chapter in names}
+    mine = {row.id: row.rule for row in rows}
+    if other := sorted(id for id in rules.keys() | mine.keys() if str(rules.get(id) or "") != mine.get(id)):
+        raise Refused(f"{', '.join(other)}: not measured under the rules of claims.yaml; run `make repro`")
+    return rows
+
+
+def recorded(name: str) -> dict[str, dict]:
+    """What docs/published.json keeps of a chapter."""
+    metrics, tolerances = (read_json(files.RESULTS / name / f"{part}.json", {}) for part in ("metrics", "tolerances"))
+    kept = ("value", "spread", "seeds", "verdict", "rule")
+    return {"metrics": metrics, "tolerances": tolerances,
+            "claims": {row["id"]: {key: row[key] for key in kept} for row in claims(name)}}
 
 
 def publishable(name: str) -> str:

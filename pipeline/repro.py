@@ -1,4 +1,4 @@
-"""`dvc repro`, then a table: stage, time, state, claims that hold, where to look."""
+"""`dvc repro`, then a table: stage, time, state, claims that hold, where to look; and what moved."""
 from __future__ import annotations
 
 import signal
@@ -6,50 +6,56 @@ import subprocess
 import sys
 import time
 
-from pipeline import files
-from pipeline.files import read_json
-from pipeline.parameters import Refused, read_yaml
+from pipeline import compare, files, ledger
+from pipeline.files import Refused, read_json
+from pipeline.parameters import chapters, read_yaml
 
 NOISE = ("Use `dvc push`", "Generating lock file", "Updating lock file")  # what DVC says of no use here
 
 
-def chapters() -> list[str]:
-    """Names of the chapters, in the order of dvc.yaml."""
-    return list(read_yaml(files.ROOT / "dvc.yaml")["stages"]["run"]["foreach"])
-
-
-def claims(name: str) -> list[dict]:
-    """The ledger of a chapter's results; empty without results."""
-    return read_json(files.RESULTS / name / "claims.json", [])
+def data() -> None:
+    """Pull the bundled data; never a bare `dvc pull`, which fails on what the pipeline makes."""
+    if mending("pull", "data.dvc", quiet=True):
+        raise Refused("data/ cannot be made whole, for the reason above. A file changed in data/: delete it and run "
+                      "this again. A file damaged in store/: take a fresh copy of the repository.")
 
 
 def repro(*options: str) -> None:
-    """`dvc repro`, then one line a stage."""
+    """The data, `dvc repro`, then one line a stage."""
+    data()
     started = time.time()
-    code = dvc("repro", *options)
-    if code and mended():
-        code = dvc("repro", *options)
+    code = mending("repro", *options)
     print(f"\n{'chapter':34} {'seconds':>8}  {'state':10} {'claims':>7}  look at")
+    rebuilt = []
     for name in chapters():
         timing = read_json(files.RESULTS / "timings" / f"{name}.json", {"seconds": "–", "finished": 0.0})
         state = "rebuilt" if timing["finished"] >= started else "last good" if code else "up to date"
         if not (files.RESULTS / name).exists():
             state = "missing"
-        verdicts = [row["holds"] for row in claims(name) if row["holds"] is not None]
-        held = f"{sum(verdicts)}/{len(verdicts)}"
+        rebuilt += [name] * (state == "rebuilt")
+        verdicts = [row["verdict"] for row in ledger.claims(name) if row["rule"]]
+        held = f"{verdicts.count('holds')}/{len(verdicts)}"
         print(f"{name:34} {timing['seconds']:>8}  {state:10} {held:>7}  results/{name}/{name}.ipynb")
     print(f"{'this time':34} {time.time() - started:>8.1f}")
+    ledger.write(chapters())
+    compare.told(rebuilt)
     if code:
         raise Refused("the pipeline stopped; the reason is above the table")
 
 
-def dvc(*arguments: str) -> int:
-    """Run DVC, leave out its lines of no use here, and return its exit status."""
+def mending(*arguments: str, quiet: bool = False) -> int:
+    """Run DVC, once more if it failed over its own files cut short."""
+    code = dvc(*arguments, quiet=quiet)
+    return dvc(*arguments, quiet=quiet) if code and mended() else code
+
+
+def dvc(*arguments: str, quiet: bool = False) -> int:
+    """Run DVC, leave out its lines of no use here (`quiet`: all but errors), and return its exit status."""
     command = [sys.executable, "-m", "dvc", *arguments]
     with subprocess.Popen(command, cwd=files.ROOT, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the stage, which ends in good order
         for line in process.stdout:
-            if not line.startswith(NOISE):
+            if not (quiet or line.startswith(NOISE)):
                 print(line, end="", flush=True)
         process.wait()
         signal.signal(signal.SIGINT, before)

@@ -8,7 +8,6 @@ and puts it in place by two renames: a failure or a kill at any moment leaves th
 """
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -22,13 +21,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import filelock
 import nbformat
 
 from lib.base import stage
 from pipeline import files
 from pipeline.copies import dumps, normalised, read, tagged
-from pipeline.files import replace
-from pipeline.parameters import Refused, checked, literals, read_yaml
+from pipeline.files import Refused, read_json, replace
+from pipeline.parameters import checked, literals, read_yaml
 
 
 def parameters(name: str, notebook: nbformat.NotebookNode) -> tuple[dict[str, object], dict[str, object]]:
@@ -61,6 +61,7 @@ def run(name: str) -> None:
         (files.RESULTS / "failed" / source.name).unlink(missing_ok=True)
         took = {"seconds": round(time.monotonic() - started, 1), "finished": time.time()}
         replace(files.RESULTS / "timings" / f"{name}.json", json.dumps(took) + "\n")
+    print(f"{name}: look at results/{name}/{name}.ipynb; `python -m pipeline compare` says what moved", flush=True)
 
 
 def execute(source: Path, output: Path, changed: dict[str, object], checkpoints: Path) -> None:
@@ -76,6 +77,8 @@ def execute(source: Path, output: Path, changed: dict[str, object], checkpoints:
                                        cwd=str(files.ROOT / "notebooks"), progress_bar=bar, start_timeout=300,
                                        iopub_timeout=60)
             replace(output, dumps(normalised(read(output))))
+            verdicts = {row["id"]: row["verdict"] for row in read_json(output.with_name("claims.json"), [])}
+            replace(output.with_name("verdicts.json"), json.dumps(verdicts, indent=1) + "\n")  # for `dvc metrics show`
             return
         except papermill.PapermillExecutionError as error:
             why = f"cell {error.exec_count} raised {error.ename}: {error.evalue}\n{error.source}"
@@ -112,13 +115,16 @@ def surroundings(out: Path, checkpoints: Path) -> Iterator[None]:
 @contextmanager
 def alone(name: str) -> Iterator[None]:
     """Hold a chapter: another run of it, such as one whose parent was killed, is waited for."""
-    with open(files.RESULTS / f".{name}.lock", "w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{name}: waiting for another run of this chapter to end", file=sys.stderr, flush=True)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+    lock = filelock.FileLock(files.RESULTS / f".{name}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        print(f"{name}: waiting for another run of this chapter to end", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def swap(work: Path, target: Path) -> None:
@@ -152,7 +158,10 @@ def _checkpoints(name: str, source: Path, values: dict[str, object]) -> Path:
 
 @contextmanager
 def terminal(fifo: Path) -> Iterator[Path]:
-    """A FIFO whose every byte is shown on this process's stderr."""
+    """A FIFO whose every byte is shown on this process's stderr; where there are none, a place that swallows all."""
+    if not hasattr(os, "mkfifo"):  # Windows: the bar over the cells must do
+        yield Path(os.devnull)
+        return
     os.mkfifo(fifo)
     end = os.open(fifo, os.O_RDWR)  # read-write: opening blocks on neither side, and writers never meet a closed pipe
 

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +41,17 @@ PARAMS = f"""
   seed: {{value: 0, range: [0, 100]}}
   steps: {{value: {STEPS}, range: [1, 1000]}}
 """
+CLAIMS = """
+00_path:
+  PATH-1:
+    says: the path ends in the data
+    source: "paper: Eq. 1"
+    quantity: the coefficient of the data at the end
+    rule: {relation: "=", threshold: 1}
+    refuted: another one
+  PATH-2: {says: the path is seen from afar, source: ours, not_reproduced: too far}
+01_train: {}
+"""
 CELLS = {"00_path": ["""\
 from pathlib import Path
 
@@ -56,7 +68,7 @@ fig, ax = plt.subplots()
 ax.plot([0, 1], [0, steepness])
 plot.show(fig, "gallery", "A straight line that rises from nought to its steepness.")
 claims.metric("mean grey", float(x.mean()), tolerance=1e-3)
-claims.record("PATH-1", "the path ends in the data", float(path.cond_ot().a(1.0)), 1.0)
+claims.measure("PATH-1", float(path.cond_ot().a(1.0)))
 claims.show()"""], "01_train": ["""\
 import time
 from pathlib import Path
@@ -171,10 +183,11 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Project:
             shutil.copy2(source, target)
     pipeline = YAML(typ="safe").load(HOUSE / "dvc.yaml")
     pipeline["stages"]["run"]["foreach"] = list(CHAPTERS)
-    pipeline["metrics"] = [f"results/{name}/metrics.json" for name in CHAPTERS]
+    pipeline["metrics"] = [f"results/{name}/{part}.json" for name in CHAPTERS for part in ("metrics", "verdicts")]
     pipeline["plots"] = ["results/00_path/figures"]
     YAML(typ="safe").dump(pipeline, project.root / "dvc.yaml")
     (project.root / "params.yaml").write_text(PARAMS)
+    (project.root / "claims.yaml").write_text(CLAIMS)
     (project.root / "README.md").write_text("# A small house\n<!-- ledger -->\n<!-- /ledger -->\n")
     (project.root / "notebooks").mkdir()
     for name in CHAPTERS:
@@ -222,10 +235,11 @@ def test_a_clone_is_built_by_one_command_and_left_clean(built: Project):
     assert "dvc push" not in built.said and "lock file" not in built.said
     assert sorted(built.outputs()) == [
         "00_path/00_path.ipynb", "00_path/claims.json", "00_path/figures/gallery.png", "00_path/metrics.json",
-        "00_path/tolerances.json", "01_train/01_train.ipynb", "01_train/claims.json", "01_train/metrics.json",
-        "01_train/tolerances.json", "01_train/weights.safetensors"]
+        "00_path/tolerances.json", "00_path/verdicts.json", "01_train/01_train.ipynb", "01_train/claims.json",
+        "01_train/metrics.json", "01_train/tolerances.json", "01_train/verdicts.json", "01_train/weights.safetensors"]
     assert built.status() == ""
-    leftovers = {path.name for path in built.results.iterdir()} - {"clean", "timings", "calls.log", *CHAPTERS}
+    known = {"clean", "timings", "calls.log", "ledger.json", "ledger.csv", *CHAPTERS}
+    leftovers = {path.name for path in built.results.iterdir()} - known
     assert not {name for name in leftovers if not name.endswith(".lock")} - {"checkpoints"}
     assert not list((built.results / "checkpoints").glob("*"))
 
@@ -251,6 +265,7 @@ def test_a_second_time_nothing_is_rebuilt(project: Project):
     assert before == (project.runs(), project.outputs(), (project.root / "dvc.lock").read_bytes())
     metrics = project.run("dvc", "metrics", "show")
     assert "mean grey" in metrics and "loss" in metrics
+    assert "PATH-1" in metrics and "holds" in metrics and "not reproduced" in metrics
     assert project.status() == ""
 
 
@@ -263,11 +278,41 @@ def test_a_download_without_git_gives_the_same_bytes(origin: Project, built: Pro
     said = project.run("dvc", "repro", fails=True)
     assert "data/breast_cancer.npz is missing" in said and "make data" in said
     project.run("dvc", "pull", "data.dvc")
-    project.run("dvc", "repro")
+    said = project.run("dvc", "repro")
+    assert "00_path: look at results/00_path/00_path.ipynb; `python -m pipeline compare` says what moved" in said
     assert project.outputs() == built.outputs()
     assert (project.root / "dvc.lock").read_bytes() == (built.root / "dvc.lock").read_bytes()
     said = Project(tmp_path).run(*project.make("repro"), "-C", str(project.root))
     assert said.count("up to date") == 2
+
+
+def test_without_make_the_machine_is_set_up_and_the_pipeline_runs(built: Project, clone: Callable[[], Project]):
+    """By the Python of the system alone.  The installed packages stand in for an index, so pip finds all there."""
+    project = clone()
+    packages = sysconfig.get_path("purelib")
+    here = {"PATH": os.defpath, "PIP_NO_INDEX": "1"}
+    system = getattr(sys, "_base_executable", sys.executable)
+
+    def run(*words: str, fails: bool = False) -> str:
+        done = subprocess.run([system, *words], cwd=project.root, env=project.environment | here, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=400)
+        assert (done.returncode != 0) == fails and "Traceback" not in done.stdout, done.stdout
+        return done.stdout
+
+    said = run("-S", "-m", "pipeline", "repro", fails=True)
+    assert "error: dvc and torch not found; need the packages: `python -m pipeline setup` installs them" in said
+    here["PYTHONPATH"] = packages
+    assert "making .venv from requirements.txt" in run("-m", "pipeline", "setup")
+    assert run("-m", "pipeline", "setup") == ""
+    del here["PYTHONPATH"]
+    site, = (project.root / ".venv" / "lib").glob("python*/site-packages")
+    (site / "all.pth").write_text(packages + "\n")  # what an index would have brought
+    assert "rebuilt" in run("-S", "-m", "pipeline", "repro")
+    assert project.outputs() == built.outputs()
+    (project.root / "tests").mkdir()
+    (project.root / "tests" / "test_a.py").write_text("def test_that_it_is_so():\n    assert True\n")
+    assert "1 passed" in run("-S", "-m", "pipeline", "check")
+    assert project.status() in ("", "?? tests/\n")
 
 
 # --- what reruns ------------------------------------------------------------------------------------------
@@ -512,11 +557,13 @@ def test_a_damaged_store_stops_a_fresh_clone(clone: Callable[[], Project]):
 def test_publishing_copies_the_executed_notebooks_and_reruns_nothing(project: Project):
     before = project.runs()
     said = project.run(*project.make("publish"))
-    assert "published 2 notebooks and 1 ledger rows" in said
+    assert "published 2 notebooks and 2 ledger rows" in said
     for name in CHAPTERS:
         made = project.outputs()[f"{name}/{name}.ipynb"]
         assert (project.root / "notebooks" / f"{name}.ipynb").read_bytes() == made
-    assert "| PATH-1 |" in (project.root / "README.md").read_text()
+    readme, ledger = ((project.root / file).read_text() for file in ("README.md", "docs/ledger.md"))
+    assert "2 claims: holds 1 · not reproduced 1" in readme and "[PATH-2](notebooks/00_path.ipynb)" in readme
+    assert "[PATH-1](../notebooks/00_path.ipynb#cell-id=cell-03) In [3] |" in ledger
     published = json.loads((project.root / "docs" / "published.json").read_text())
     assert set(published["chapters"]) == set(CHAPTERS) and published["chapters"]["01_train"]["metrics"]["loss"] > 0
     changed = {line[3:] for line in project.status().splitlines()}
@@ -527,3 +574,9 @@ def test_publishing_copies_the_executed_notebooks_and_reruns_nothing(project: Pr
     project.edit("notebooks/00_path.ipynb", "# 00_path", "# another title")
     said = project.run(sys.executable, "-m", "pipeline", "publish", fails=True)
     assert "notebooks/00_path.ipynb has changed since its results were made" in said
+    project.edit("notebooks/00_path.ipynb", "# another title", "# 00_path")
+
+    project.edit("params.yaml", "seed: {value: 0", "seed: {value: 1")
+    said = project.run(*project.make("repro"))
+    assert "against docs/published.json: 0 of 2 verdicts changed" in said and "2 of 2 metrics moved" in said
+    assert "mean grey" in project.run(*project.make("compare"))

@@ -1,13 +1,11 @@
-"""Setting the machine up: the Makefile, and pins that hold on every machine promised."""
+"""Setting the machine up, by make and without; pins that hold on every machine promised."""
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,116 +13,212 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from pipeline import __main__ as command
+from pipeline import files, lab, prove, setup
+from pipeline.files import Refused
+
 HOUSE = Path(__file__).resolve().parent.parent
-TARGETS = ("setup", "data", "repro", "test", "check", "fresh", "full", "publish", "lab", "student", "bench", "lint")
-
-# Stands for Python: writes down what it is asked, makes a .venv of itself, and fails or hangs as pip when told to.
-IMPOSTOR = f"""#!/bin/sh
-echo "$*" >> calls
-case "$*" in
-    "-c "*) exec {sys.executable} -c 'import sys; sys.version_info = (3, int(open("minor").read()), 0); exec(sys.argv[2])' "$@" ;;
-    "-m venv "*) mkdir -p "$3/bin" && cp python "$3/bin/python" ;;
-    *"-r requirements.txt"*) if [ -e broken ]; then exit 1; fi; while [ -e hang ]; do sleep 0.05; done ;;
-esac
-"""  # noqa: E501
-
-
-class Folder:
-    """A Makefile and an impostor of Python beside it."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        for name in ("Makefile", "requirements.txt", "pyproject.toml"):
-            (root / name).write_bytes((HOUSE / name).read_bytes())
-        (root / "python").write_text(IMPOSTOR)
-        (root / "python").chmod(0o755)
-        (root / "minor").write_text("12")
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
-        return subprocess.Popen(["make", "PYTHON=./python", *arguments], cwd=self.root, env=environment, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
-
-    def make(self, *arguments: str, fails: bool = False) -> str:
-        process = self.start(*arguments)
-        said = process.communicate(timeout=60)[0]
-        assert (process.returncode != 0) == fails, said
-        return said
-
-    @property
-    def calls(self) -> str:
-        return (self.root / "calls").read_text() if (self.root / "calls").exists() else ""
-
-    @property
-    def ready(self) -> bool:
-        return (self.root / ".venv" / ".ready").exists()
+TARGETS = ("setup", "data", "repro", "compare", "test", "check", "fresh", "full", "publish", "lab", "student", "grade",
+           "bench", "lint")
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Folder:
-    return Folder(tmp_path)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tree without .venv, whose subprocesses only write down what they are asked and make an empty .venv."""
+    for name in ("Makefile", "requirements.txt", "pyproject.toml"):
+        (tmp_path / name).write_bytes((HOUSE / name).read_bytes())
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    monkeypatch.delenv("TORCH_INDEX", raising=False)
+    return tmp_path
 
 
-def test_make_alone_explains_itself_and_touches_nothing(folder: Folder):
-    said = folder.make()
+@pytest.fixture
+def calls(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    made: list[str] = []
+
+    def call(arguments: list[str], **_: object) -> int:
+        made.append(" ".join(map(str, arguments)))
+        if "-m venv" in made[-1]:
+            (folder / ".venv").mkdir(exist_ok=True)
+        return 0
+
+    monkeypatch.setattr(subprocess, "call", call)
+    return made
+
+
+# --- make -------------------------------------------------------------------------------------------------
+
+
+def make(folder: Path, *arguments: str) -> str:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    done = subprocess.run(["make", *arguments], cwd=folder, env=environment, text=True, capture_output=True, check=True)
+    return done.stdout
+
+
+def test_make_alone_explains_itself_and_touches_nothing(folder: Path):
+    said = make(folder)
     for target in TARGETS:
         assert re.search(rf"^  make {target} +\S", said, re.MULTILINE), target
-    assert folder.calls == "" and not (folder.root / ".venv").exists()
+    assert not (folder / ".venv").exists()
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_every_target_sets_the_machine_up_first(folder: Folder, target: str):
-    plan = folder.make("-n", target)
-    assert plan.index("-m venv .venv") < plan.index("pip") < plan.index("touch .venv/.ready")
+def test_every_target_sets_the_machine_up_first(folder: Path, target: str):
+    first, *rest = make(folder, "-n", "PYTHON=./python", target).splitlines()
+    assert first == "./python -m pipeline setup"
+    assert all(".venv/bin/python" in line for line in rest) and bool(rest) == (target != "setup")
+
+
+def test_what_is_set_up_is_set_up_again_only_when_the_pins_change(folder: Path):
+    (folder / ".venv").mkdir()
+    (folder / ".venv" / ".ready").touch()
+    assert "pipeline setup" not in make(folder, "-n", "check")
+    for pins in ("requirements.txt", "pyproject.toml"):
+        os.utime(folder / pins, (4e9, 4e9))
+        assert "pipeline setup" in make(folder, "-n", "check")
+        os.utime(folder / pins, (0, 0))
+
+
+# --- without make -----------------------------------------------------------------------------------------
+
+
+def test_setting_up_needs_the_standard_library_alone():
+    """What is imported before there are packages; `-S` leaves out site-packages."""
+    code = "import sys; from pipeline import __main__ as m; m.main([]); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=HOUSE, text=True, capture_output=True, check=True)
+    assert "python -m pipeline COMMAND" in done.stdout and "'ruamel" not in done.stdout
+    assert set(re.findall(r"^    (\w+)", command.__doc__, re.MULTILINE)) == set(command.COMMANDS)
 
 
 @pytest.mark.parametrize("minor", [10, 14])
-def test_another_python_is_refused_before_anything_is_made(folder: Folder, minor: int):
-    (folder.root / "minor").write_text(str(minor))
-    assert f"error: Python 3.{minor}; need 3.11 to 3.13" in folder.make("repro", fails=True)
-    assert not (folder.root / ".venv").exists()
+def test_another_python_is_refused_before_anything_is_made(
+        calls: list[str], minor: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "version_info", (3, minor, 0))
+    with pytest.raises(Refused, match=rf"error: Python 3\.{minor}; need 3\.11 to 3\.13"):
+        setup.setup()
+    assert not calls
 
 
-def test_setup_is_done_once_and_again_when_the_pins_change(folder: Folder):
-    folder.make("setup")
-    assert folder.ready and folder.calls.count("-r requirements.txt") == 1 and "-e ." in folder.calls
-    calls, started = folder.calls, time.monotonic()
-    folder.make("setup")
-    assert folder.calls == calls and time.monotonic() - started < 1
-    os.utime(folder.root / "requirements.txt", (time.time() + 10,) * 2)
-    folder.make("setup")
-    assert folder.calls.count("-r requirements.txt") == 2
+def test_setup_is_done_once_and_again_when_the_pins_change(folder: Path, calls: list[str]):
+    setup.setup()
+    made, *pip = calls
+    assert made.endswith("-m venv " + str(folder / ".venv"))
+    assert all(call.startswith(f"{setup.python()} -m pip ") for call in pip)
+    first, second = (call.partition(" -qq ")[2] for call in pip)
+    assert (first, second) == ("-r requirements.txt", "--no-deps --no-build-isolation -e .")
+    setup.setup()
+    assert len(calls) == 3
+    for pins in setup.PINS:
+        os.utime(folder / pins, (4e9, 4e9))
+        setup.setup()
+        os.utime(folder / pins, (0, 0))
+    assert len(calls) == 9
 
 
-def test_an_interrupted_installation_is_not_taken_for_a_whole_one(folder: Folder):
-    (folder.root / "broken").touch()
-    folder.make("repro", fails=True)
-    assert not folder.ready and "dvc" not in folder.calls
-    (folder.root / "broken").unlink()
-    (folder.root / "hang").touch()
-    for disturbance in (signal.SIGINT, signal.SIGKILL):
-        before, process = folder.calls.count("-r requirements.txt"), folder.start("setup")
-        while folder.calls.count("-r requirements.txt") == before:
-            time.sleep(0.01)
-        os.killpg(process.pid, disturbance)
-        process.communicate(timeout=60)
-        assert process.returncode != 0 and not folder.ready
-    (folder.root / "hang").unlink()
-    folder.make("setup")
-    assert folder.ready
+@pytest.mark.parametrize("broken", range(3))
+def test_an_interrupted_installation_is_not_taken_for_a_whole_one(
+        folder: Path, calls: list[str], broken: int, monkeypatch: pytest.MonkeyPatch):
+    """Whichever step fails or is interrupted, the next time all is done again."""
+    def fails(arguments: list[str], **options: object) -> int:
+        return whole(arguments, **options) or 3 * (len(calls) == broken + 1)
+
+    def interrupted(arguments: list[str], **options: object) -> int:
+        if whole(arguments, **options) or len(calls) == broken + 1:
+            raise KeyboardInterrupt
+        return 0
+
+    whole = subprocess.call
+    for disturbed, error in ((fails, SystemExit), (interrupted, KeyboardInterrupt)):
+        calls.clear()
+        with monkeypatch.context() as patch, pytest.raises(error):
+            patch.setattr(subprocess, "call", disturbed)
+            setup.setup()
+        assert not (folder / ".venv" / ".ready").exists()
+    calls.clear()
+    setup.setup()
+    assert (folder / ".venv" / ".ready").exists() and len(calls) == 3
 
 
-def test_a_build_of_torch_can_be_chosen(folder: Folder):
-    folder.make("setup", "TORCH_INDEX=https://example.org/cpu")
-    torch, everything = [call for call in folder.calls.splitlines() if " install " in call][:2]
-    assert re.search(r"--index-url https://example.org/cpu torch==[\d.]+$", torch) and "-r requirements" in everything
+def test_a_build_of_torch_can_be_chosen(calls: list[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCH_INDEX", "https://example.org/cpu")
+    setup.setup()
+    assert re.search(r"--index-url https://example.org/cpu torch==[\d.]+$", calls[1])
+    assert calls[2].endswith("-r requirements.txt")
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This Python without the packages."""
+    monkeypatch.setattr(setup, "find_spec", lambda name: None)
+
+
+@pytest.mark.usefixtures("bare")
+def test_a_python_without_packages_hands_over_to_the_environment_or_says_what_to_do(
+        folder: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(Refused, match="dvc and torch not found; need the packages: `python -m pipeline setup`"):
+        command.main(["repro"])
+    setup.setup()
+    monkeypatch.setattr(sys, "prefix", str(folder / ".venv"))
+    with pytest.raises(Refused, match="not found"):  # not to itself, for ever
+        command.main(["repro"])
+    monkeypatch.setattr(sys, "prefix", str(folder))
+    taken: list[object] = []
+    monkeypatch.setattr(os, "execv", lambda *call: taken.append(call) or sys.exit(7))
+    monkeypatch.setattr(os, "chdir", lambda _: None)
+    with pytest.raises(SystemExit, match="7"):
+        command.main(["student", "out"])
+    python = str(setup.python())
+    assert taken == [(python, [python, "-m", "pipeline", "student", "out"])]
+    monkeypatch.setattr(setup.os, "name", "another system")
+    with pytest.raises(SystemExit, match="0"):
+        command.main(["repro"])
+    assert calls[-1].endswith("-m pipeline repro")
+
+
+def test_a_prover_that_fails_stops_the_rest(calls: list[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(prove, "data", lambda: None)
+    prove.test()
+    assert [("not slow" in call, "nbval" in call) for call in calls] == [(True, False), (False, False), (False, True)]
+    calls.clear()
+    monkeypatch.setattr(subprocess, "call", lambda arguments, **_: calls.append("one") or 5)
+    with pytest.raises(SystemExit, match="5"):
+        prove.test()
+    assert calls == ["one"]
+
+
+# --- the notebooks in JupyterLab --------------------------------------------------------------------------
+
+
+def test_lab_starts_at_the_root_with_chapter_0_open(calls: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lab, "data", lambda: None)
+    monkeypatch.setattr(os, "geteuid", lambda: 1, raising=False)
+    with pytest.raises(SystemExit, match="0"):
+        lab.lab("--no-browser")
+    assert calls[-1].endswith(f"-m jupyterlab {lab.FIRST} --ServerApp.root_dir={folder} --no-browser")
+    assert (HOUSE / lab.FIRST).exists()
+
+
+def test_lab_says_what_to_do_as_root_and_with_a_home_that_cannot_be_written(
+        calls: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(lab, "data", lambda: None)
+    monkeypatch.setattr(os, "geteuid", lambda: 0, raising=False)
+    with pytest.raises(Refused, match="make lab OPTIONS=--allow-root, or python -m pipeline lab --allow-root"):
+        lab.lab()
+    assert not calls
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setenv("HOME", "/nowhere")
+    monkeypatch.setenv("USERPROFILE", "/nowhere")
+    with pytest.raises(SystemExit, match="0"):
+        lab.lab("--allow-root")
+    assert "/nowhere cannot be written to: for this time Jupyter keeps its settings in " in capsys.readouterr().out
+    assert os.environ["HOME"] != "/nowhere"
 
 
 def test_continuous_integration_runs_the_two_commands_and_lints():
     script = HOUSE / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    commands = [line for line in script.read_text().splitlines() if line.startswith("make")]
-    assert commands == ["make repro", "make test", "make lint"]
+    lines = [line for line in script.read_text().splitlines() if line.startswith("make")]
+    assert lines == ["make repro", "make test", "make lint"]
 
 
 # --- versions ---------------------------------------------------------------------------------------------

@@ -1,0 +1,32 @@
+"""The proof that the machine does what was promised: unit tests, the pipeline whole, every notebook again."""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from pipeline import files
+from pipeline.repro import data
+
+# Torch's threads and xdist's workers share the cores.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+
+
+def check() -> None:
+    """Unit tests."""
+    data()
+    pytest("--dist", "worksteal", "-m", "not slow", "tests")
+
+
+def test() -> None:
+    """Unit tests, the pipeline on a small project, every published notebook re-executed."""
+    check()
+    pytest("--dist", "worksteal", "-m", "slow", "tests")
+    pytest("--dist", "loadscope", "--nbval-lax", "--nbval-cell-timeout=1200", "notebooks")
+
+
+def pytest(*arguments: str) -> None:
+    """pytest on two workers; stop with its exit status if it fails."""
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", *arguments]
+    if code := subprocess.call(command, cwd=files.ROOT, env=os.environ | ENVIRONMENT):
+        raise SystemExit(code)

@@ -1,0 +1,68 @@
+"""What comes back byte for byte, to four digits, or otherwise."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from nbformat.v4 import new_notebook, new_output
+from safetensors.torch import save
+from tree import code
+
+from pipeline import certificate, copies
+
+
+def verdict(tmp_path: Path, suffix: str, old: bytes | str, new: bytes | str) -> str:
+    files = tmp_path / f"old{suffix}", tmp_path / f"new{suffix}"
+    for file, content in zip(files, (old, new), strict=True):
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return certificate.compare(*files)
+
+
+@pytest.mark.parametrize(("old", "new", "expected"), [
+    ('{"a": 1.2345}', '{"a": 1.2345}', "identical"),
+    ('{"a": 1.2345}', '{"a": 1.23451}', "agrees"),
+    ('{"a": -1.2345e-7}', '{"a": -1.23449e-7}', "agrees"),
+    ('{"a": 1.2345}', '{"a": 1.2349}', "differs"),
+    ('{"a": 1.2345}', '{"a": -1.2345}', "differs"),
+    ('{"a": "−1.2345"}', '{"a": "−1.23451"}', "agrees"),
+    ('{"a": "1.2345"}', '{"a": "−1.2345"}', "differs"),
+    ('{"a": 1.2345}', '{"b": 1.2345}', "differs"),
+    ('{"x1": 1}', '{"x2": 1}', "differs"),
+    ('{"a": true}', '{"a": false}', "differs"),
+    ('{"a": 1}', '{"a": null}', "differs"),
+    ('{"a": [1, 2]}', '{"a": [1, 2, 3]}', "differs"),
+    ('{"a": 0.0}', '{"a": 1e-15}', "agrees"),
+    ('{"a": 0.0}', '{"a": 1e-6}', "differs"),
+    ('{"a": 1e5}', '{"a": 1e6}', "differs"),
+])
+def test_numbers_are_compared_to_four_digits_and_text_exactly(tmp_path: Path, old: str, new: str, expected: str):
+    assert verdict(tmp_path, ".json", old, new) == expected
+
+
+def test_other_outputs_are_compared_by_kind(tmp_path: Path):
+    def one(text: str, image: str = "aaaa", source: str = "1") -> str:
+        outputs = [new_output("stream", name="stdout", text=text),
+                   new_output("display_data", data={"image/png": image, "text/plain": "a picture"})]
+        return copies.dumps(new_notebook(cells=[code(source, outputs=outputs, id="a")]))
+
+    assert verdict(tmp_path, ".ipynb", one("loss 1.2345"), one("loss 1.23451")) == "agrees"
+    assert verdict(tmp_path, ".ipynb", one("loss 1.2345"), one("loss 1.2445")) == "differs"
+    assert verdict(tmp_path, ".ipynb", one("a"), one("a", image="bbbb")) == "agrees"  # figures/ holds the pictures
+    assert verdict(tmp_path, ".ipynb", one("a"), one("b")) == "differs"
+    assert verdict(tmp_path, ".ipynb", one("a"), one("a", source="2")) == "differs"
+    assert verdict(tmp_path, ".png", b"a", b"a") == "identical"
+    assert verdict(tmp_path, ".png", b"a", b"b") == "differs"
+
+    weights = torch.tensor([1.0, 1e-3])
+    for change, expected in ((1e-6, "agrees"), (1e-3, "differs")):
+        assert verdict(tmp_path, ".safetensors", save({"w": weights}), save({"w": weights + change})) == expected
+    assert verdict(tmp_path, ".safetensors", save({"w": weights}), save({"v": weights})) == "differs"
+    assert verdict(tmp_path, ".safetensors", save({"w": weights}), save({"w": weights.double()})) == "differs"
+    assert verdict(tmp_path, ".safetensors", save({"w": weights}), save({"w": weights[:1]})) == "differs"
+
+
+def test_what_is_new_and_what_has_gone(tmp_path: Path):
+    here, absent = tmp_path / "here.json", tmp_path / "absent.json"
+    here.touch()
+    assert certificate.compare(absent, here) == "new" and certificate.compare(here, absent) == "gone"
