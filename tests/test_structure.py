@@ -18,6 +18,7 @@ from packaging.utils import canonicalize_name
 
 from pipeline import architecture, setup
 from pipeline.architecture import FLOORS
+from pipeline.copies import read
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -135,7 +136,7 @@ def test_importing_costs_no_more_than_it_must(statement, absent):
     assert out.stdout.strip() == "[]"
 
 
-LONGEST_BODY = 57
+LONGEST_BODY, LONGEST_CELL = 57, 45
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -152,6 +153,14 @@ def test_modules_are_documented_and_bodies_short(name: str):
             body = node.body[1:] if ast.get_docstring(node) else node.body
             lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
             assert lines <= LONGEST_BODY, f"{name}: {node.name} has {lines} lines"
+
+
+@pytest.mark.parametrize("name", sorted(file.name for file in (ROOT / "notebooks").glob("*.ipynb")))
+def test_no_code_cell_is_longer_than_a_screen(name: str):
+    """Columns are ruff's affair, in notebooks as in modules."""
+    for cell in read(ROOT / "notebooks" / name).cells:
+        lines = len(cell.source.splitlines())
+        assert cell.cell_type != "code" or lines <= LONGEST_CELL, f"{lines} lines: {cell.source[:200]}"
 
 
 def test_the_library_is_thin():
