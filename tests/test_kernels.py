@@ -20,7 +20,8 @@ from torch import Tensor
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when lib.kernels.launch is first imported
 
-from lib.kernels import GaussianPosterior, attention, gaussian_posterior, merge, terms
+from lib.kernels import GaussianPosterior, attention, gaussian_posterior, merge, prepare, reduce, terms
+from lib.kernels import cloud as clouds
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ("definition", "cpu", "blocks", "triton")
@@ -281,6 +282,99 @@ def test_private_operators_are_those_this_library_was_written_for():
         f"aten::{name}_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor logsumexp, "
         "float dropout_p, bool is_causal, *, Tensor? attn_mask=None, float? scale=None) "
         "-> (Tensor grad_query, Tensor grad_key, Tensor grad_value)")
+
+
+@every_backend
+@every_dtype
+@pytest.mark.parametrize("d", [2, 20])
+@pytest.mark.parametrize("weights", [False, True])
+@pytest.mark.parametrize("v", [None, 3])
+def test_a_prepared_cloud_gives_the_same_bits(backend, dtype, d, weights, v, generator, small_blocks):
+    """Far from the origin, in both precisions, with masked points; twice, for the second call finds what is kept."""
+    make = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).to(device(backend))
+    x, y = make(9, d) + 10, make(130, d) + 10
+    given = {"log_w": make(130)} if weights else {}
+    given |= {} if v is None else {"values": make(130, v) - 5}
+    if weights:
+        given["log_w"][::7] = -math.inf
+    cloud = prepare(y, **given)
+    for sigma in (3.0, 1e-3, 3.0, torch.logspace(-3, 1, 9).to(x)):
+        plain = gaussian_posterior(x, y, sigma, **given, backend=backend)
+        for found in (gaussian_posterior(x, cloud, sigma, backend=backend), reduce(x, cloud, sigma, backend)):
+            assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
+
+
+@every_backend
+def test_gradients_of_queries_and_noise_pass_a_cloud(backend, generator):
+    at = device(backend)
+    x, y = (torch.randn(n, 2, generator=generator, dtype=torch.float64).to(at) for n in (9, 130))
+    leaves = x.requires_grad_(), torch.linspace(0.3, 2, 9, dtype=torch.float64, device=at).requires_grad_()
+    cloud = prepare(y)
+    with torch.no_grad():
+        gaussian_posterior(x, cloud, 0.5, backend=backend)  # what is kept must not have forgotten a gradient
+    results = []
+    for data in (y, cloud, cloud):
+        out = gaussian_posterior(leaves[0], data, leaves[1], backend=backend)
+        results.append(torch.autograd.grad(sum(o.square().sum() for o in out), leaves))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@every_dtype
+def test_other_weights_on_the_same_points(dtype, generator):
+    """With what is kept already made and not yet made; points weighted before or not; values or none."""
+    make = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+    x, y, values, first, second = make(5, 3), make(40, 3), make(40, 2), make(40), make(40) * 2
+    for before, v in itertools.product((None, first), (None, values)):
+        cloud = prepare(y, log_w=before, values=v)
+        for sigma in (2.0, 1e-3):
+            fresh = gaussian_posterior(x, y, sigma, log_w=second, values=v)
+            again = cloud.weighted(second)
+            for found in (reduce(x, again, sigma), reduce(x, again.weighted(first).weighted(second), sigma)):
+                assert all(torch.equal(a, b) for a, b in zip(found, fresh, strict=True))
+            assert torch.equal(reduce(x, cloud, sigma).log_z, gaussian_posterior(x, y, sigma, log_w=before).log_z)
+
+
+def test_a_cloud_of_one_point(generator):
+    y = torch.randn(1, 3, generator=generator)
+    x = torch.randn(4, 3, generator=generator)
+    log_z, mean, spread = gaussian_posterior(x, prepare(y), 0.7)
+    torch.testing.assert_close(log_z, -(x - y).square().sum(1) / (2 * 0.7**2))
+    assert torch.equal(mean, y.expand(4, 3)) and bool((spread == 0).all())
+
+
+def test_wide_points_go_by_blocks_on_a_cpu(generator, monkeypatch):
+    """The rule is the number of columns, of points or values; both ways agree."""
+    ways = []
+    real = attention._Attention.apply
+    monkeypatch.setattr(attention._Attention, "apply", lambda *a: ways.append(a[-1]) or real(*a))
+    for d, v in ((clouds.WIDE, None), (clouds.WIDE + 1, None), (3, clouds.WIDE + 1)):
+        x, y = (torch.randn(n, d, generator=generator) for n in (4, 30))
+        values = None if v is None else torch.randn(30, v, generator=generator)
+        found, other = (gaussian_posterior(x, y, 10.0, values=values, backend=name) for name in (None, "cpu"))
+        for a, b in zip(found, other, strict=True):
+            torch.testing.assert_close(a, b)
+    assert ways == [True, True, False, True, False, True]
+
+
+@pytest.mark.parametrize(("argument", "bad"), [
+    ("y", torch.zeros(3)), ("y", torch.full((4, 2), math.nan)), ("y", torch.full((4, 2), math.inf)), ("y", "cloud"),
+    ("y", torch.zeros(4, 2).half()), ("log_w", torch.zeros(3)), ("log_w", torch.full((4,), -math.inf)),
+    ("values", torch.zeros(5, 1)), ("values", torch.zeros(4, 1).double()), ("y", torch.zeros(4, 2).requires_grad_()),
+    ("log_w", torch.zeros(4).requires_grad_()), ("values", torch.zeros(4, 2).requires_grad_())])
+def test_what_cannot_be_prepared_is_refused_by_name(argument, bad):
+    given = {"y": torch.zeros(4, 2), argument: bad}
+    with pytest.raises(ValueError, match=rf"^{argument}: got .*; need "):
+        prepare(given.pop("y"), **given)
+
+
+@pytest.mark.parametrize(("argument", "bad"), [
+    ("log_w", torch.zeros(4)), ("values", torch.zeros(4, 2)), ("y", torch.zeros(4, 3)),
+    ("y", torch.zeros(4, 2).double())])
+def test_what_does_not_go_with_a_cloud_is_refused_by_name(argument, bad):
+    given = {"y": prepare(torch.zeros(4, 2))} | {argument: prepare(bad) if argument == "y" else bad}
+    with pytest.raises(ValueError, match=rf"^{argument}: got .*; need "):
+        gaussian_posterior(torch.zeros(3, 2), sigma=1.0, **given)
 
 
 MEMORY = """

@@ -19,17 +19,22 @@ Four ways to compute it, with one meaning:
                   q·k_j = ℓ_j + ‖x‖²/2σ², so torch's fused attention streams the softmax in compiled
                   code, and with values [y, ‖y‖²] returns the mean and E‖y‖²; memory O(B + N).
     "blocks"      the same attention by matrix products over blocks of bounded size, on any device: what a
-                  GPU does where Triton is missing or D is large, when the products are all the work.
+                  GPU does where Triton is missing, and everyone where D is large and the products all the work.
     "triton"      `lib.kernels.launch`, for tensors on an NVIDIA GPU, of up to 64 columns.
 
 Expanding the square cancels when σ is small against the data: in arithmetic of precision ε, ℓ is off
-by at most δ ≈ ε · max(‖x‖R + R²/2)/σ² + ε·max|w|, R = max‖y‖ after centring, so the mean by 2δR.  The
-attention runs in float32 where that bound keeps the mean within 10⁻³σ and log_z within 10⁻⁴, and in
-float64 everywhere else: accuracy first, speed where it is safe.
+by about δ = ε · max(‖x‖R + R²/2)/σ² + ε·max|w|, R = max‖y‖ after centring, so the mean by 2δR.  That is an
+estimate, not a proof: a worst case has a factor that grows with D, which rounding, being of both signs,
+does not reach; the tests hold the errors to a half of what is allowed.  The attention runs in float32
+where the estimate keeps the mean within 10⁻³σ and log_z within 10⁻⁴, and in float64 everywhere else.
+
+What depends on the data alone (checks, centre, R, k and the values) is made once by `prepare`, whose
+`Cloud` stands wherever a data set does.
 
 Backward passes stream as well: they recompute p_j from log_z, in the arithmetic of the forward pass.
 """
-from lib.kernels.reduction import BACKENDS, gaussian_posterior
+from lib.kernels.cloud import Cloud, prepare
+from lib.kernels.reduction import BACKENDS, gaussian_posterior, reduce
 from lib.kernels.terms import GaussianPosterior, merge
 
-__all__ = ["BACKENDS", "GaussianPosterior", "gaussian_posterior", "merge"]
+__all__ = ["BACKENDS", "Cloud", "GaussianPosterior", "gaussian_posterior", "merge", "prepare", "reduce"]

@@ -6,42 +6,33 @@ import math
 import torch
 from torch import Tensor
 
+from lib.kernels.cloud import Cloud, padded
 from lib.kernels.terms import GaussianPosterior, products_are_enough
 
 ROWS, COLUMNS = 2048, 16384  # of a block of logits: 0.13 GB in float32
 
 
-def attention(x: Tensor, y: Tensor, sigma: Tensor, log_w: Tensor, values: Tensor | None,
-               fused: bool) -> GaussianPosterior:
+def attention(x: Tensor, cloud: Cloud, sigma: Tensor, fused: bool) -> GaussianPosterior:
     """Attention on augmented vectors, in the lowest precision that meets the tolerances."""
-    dtype = x.dtype
-    v = y if values is None else values
-    centre, origin = y.detach().mean(0), v.detach().mean(0)
-    own = (x.double() - centre.double()).square().sum(1) / (2 * sigma.double() ** 2)  # may be far larger than log_z
+    dtype, centred = x.dtype, x - cloud.centre
     reduced = x.is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32"  # the user's choice for other products
-    if dtype == torch.float32 and (reduced or not products_are_enough(
-            x - centre, y - centre, sigma, log_w, torch.finfo(dtype).eps)):
-        x, y, v, sigma, log_w, centre, origin = (t.double() for t in (x, y, v, sigma, log_w, centre, origin))
-    x, y, v = x - centre, y - centre, v - origin
-    precision = (1 / sigma**2).expand(len(x))[:, None]
-    width = max(x.shape[1], v.shape[1]) + 2
-    width = width if fused else -(-width // 8) * 8  # matrix products like aligned rows
-    q = _padded(width, x * precision, -precision / 2, torch.ones_like(precision))
-    k = _padded(width, y, y.square().sum(1, keepdim=True), log_w[:, None])
-    v = _padded(width, v, v.square().sum(1, keepdim=True), torch.ones_like(log_w)[:, None])
-    average, lse = _Attention.apply(q, k, v, fused)
-    columns = len(origin)
+    exact = x.double() - cloud.centre.double()
+    own = exact.square().sum(1) / (2 * sigma.double() ** 2)  # may be far larger than log_z
+    if dtype == torch.float32 and not reduced and products_are_enough(
+            centred.norm(dim=1), cloud.radius, sigma, cloud.heaviest, torch.finfo(dtype).eps):
+        x, terms = centred, cloud.single
+    else:
+        x, terms = exact, cloud.double
+    precision = (1 / sigma.to(x.dtype) ** 2).expand(len(x))[:, None]
+    weighted = torch.zeros_like(precision) if cloud.log_w is None else torch.ones_like(precision)
+    q = padded(terms.keys.shape[1], x * precision, -precision / 2, weighted)
+    average, lse = _Attention.apply(q, *terms, fused)
+    columns = cloud.v.shape[1]
     mean = average[:, :columns]
-    log_z = lse.double() - own
-    spread = average[:, columns] - mean.square().sum(1)
-    return GaussianPosterior(log_z.to(dtype), (mean + origin).to(dtype), spread.clamp_min(0).to(dtype))
-
-
-def _padded(width: int, *columns: Tensor) -> Tensor:
-    """Columns side by side, with zeros before the last up to `width`."""
-    *first, last = columns
-    missing = width - sum(c.shape[1] for c in columns)
-    return torch.cat([*first, last.new_zeros(len(last), missing), last], 1)
+    spread = average[:, -2] - mean.square().sum(1)
+    log_z = lse.double() - own - (math.log(len(cloud)) if cloud.log_w is None else 0)
+    mean = mean + cloud.origin.to(mean)
+    return GaussianPosterior(log_z.to(dtype), mean.to(dtype), spread.clamp_min(0).to(dtype))
 
 
 class _Attention(torch.autograd.Function):

@@ -1,16 +1,19 @@
 """The one reduction as it is defined: what every other way to compute it is tested against."""
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
+from lib.kernels.cloud import Cloud
 from lib.kernels.terms import GaussianPosterior
 
 
-def definition(x: Tensor, y: Tensor, sigma: Tensor, log_w: Tensor, values: Tensor | None) -> GaussianPosterior:
-    """The formulas of this module, as they stand, in float64; forms the B × N matrix."""
+def definition(x: Tensor, cloud: Cloud, sigma: Tensor) -> GaussianPosterior:
+    """The formulas of `lib.kernels`, as they stand, in float64; forms the B × N matrix."""
     dtype = x.dtype
-    x, y, log_w, sigma = x.double(), y.double(), log_w.double(), sigma.double().reshape(-1, 1)
-    v = y if values is None else values.double()
+    x, y, v, sigma = x.double(), cloud.y.double(), cloud.v.double(), sigma.double().reshape(-1, 1)
+    log_w = -math.log(len(y)) if cloud.log_w is None else cloud.log_w.double()
     centre = y.mean(0)
     x, y = x - centre, y - centre
     logits = log_w + (x @ y.T - y.square().sum(1) / 2) / sigma**2  # ℓ + ‖x‖²/2σ², of which the softmax is the same

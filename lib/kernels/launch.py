@@ -28,6 +28,7 @@ from torch.nn.functional import pad
 
 from lib.base import check
 from lib.kernels import device as on_device
+from lib.kernels.cloud import Cloud
 from lib.kernels.terms import TRITON_COLUMNS, GaussianPosterior, merge, products_are_enough, tolerable
 
 EXPLICIT_COLUMNS = 8
@@ -45,65 +46,89 @@ class Plan(NamedTuple):
     exponent: torch.dtype  # of the exponentials; the sums are in the type of the points
 
 
-def posterior(x: Tensor, y: Tensor, sigma: Tensor, log_w: Tensor | None, values: Tensor | None,
-              rounded: bool) -> GaussianPosterior:
-    """`lib.kernels.gaussian_posterior` for checked arguments; `rounded` if the points were given in bfloat16."""
+class Problem(NamedTuple):
+    """What a kernel is asked; by position, the order in which autograd wants the gradients of it."""
+
+    x: Tensor  # (B, D)
+    y: Tensor  # (N, D)
+    sigma: Tensor  # (B,)
+    log_w: Tensor | None  # (N,)
+    values: Tensor | None  # (N, V), around their mean
+
+    @property
+    def v(self) -> Tensor:
+        """What is averaged, (N, V)."""
+        return self.y if self.values is None else self.values
+
+    def of(self, rows: Tensor) -> Problem:
+        """The same for some of the queries."""
+        return self._replace(x=self.x[rows], sigma=self.sigma[rows])
+
+    def double(self) -> Problem:
+        """The same in float64."""
+        return Problem(*(None if t is None else t.double() for t in self))
+
+
+class Incoming(NamedTuple):
+    """What the backward pass knows of each query beside the problem: log₂ z, and e, h, f of the docstring."""
+
+    log2_z: Tensor  # (B,)
+    e: Tensor  # (B,)
+    h: Tensor  # (B,)
+    f: Tensor  # (B, V)
+
+
+def posterior(x: Tensor, cloud: Cloud, sigma: Tensor, rounded: bool) -> GaussianPosterior:
+    """`lib.kernels.reduce` on a GPU; `rounded` if queries and points were given in bfloat16."""
     if not x.is_cuda and isinstance(on_device.explicit_forward, triton.JITFunction):
         check.refuse("backend", f"'triton' for tensors on {x.device}", "tensors on a GPU, or TRITON_INTERPRET=1")
-    columns = max(x.shape[1], 0 if values is None else values.shape[1])
-    if columns > TRITON_COLUMNS:
-        check.refuse("backend", f"'triton' for {columns} columns", f"at most {TRITON_COLUMNS}")
-    sigma = sigma.expand(len(x))
-    origin = 0 if values is None else values.detach().mean(0)
-    values = None if values is None else values - origin
-    if columns <= EXPLICIT_COLUMNS:
-        found = _explicit(x, y, sigma, log_w, values, x.dtype)
-    else:
-        found = _products(x, y, sigma, log_w, values, rounded)
-    log_z = found.log_z if log_w is not None else found.log_z - math.log(len(y))
+    if cloud.columns > TRITON_COLUMNS:
+        check.refuse("backend", f"'triton' for {cloud.columns} columns", f"at most {TRITON_COLUMNS}")
+    origin = 0 if cloud.values is None else cloud.origin
+    values = None if cloud.values is None else cloud.values - origin
+    problem = Problem(x, cloud.y, sigma.expand(len(x)), cloud.log_w, values)
+    found = (_explicit(problem, x.dtype) if cloud.columns <= EXPLICIT_COLUMNS else
+             _products(problem, cloud, rounded))
+    log_z = found.log_z if cloud.log_w is not None else found.log_z - math.log(len(cloud))
     return GaussianPosterior(log_z, found.mean + origin, found.spread)
 
 
-def _explicit(x: Tensor, y: Tensor, sigma: Tensor, log_w: Tensor | None, values: Tensor | None,
-              exponent: torch.dtype) -> GaussianPosterior:
-    plan = Plan(None, exponent)
+def _explicit(problem: Problem, exponent: torch.dtype) -> GaussianPosterior:
+    plan, (x, y, sigma, log_w, values) = Plan(None, exponent), problem
     with torch.no_grad():
-        found = _forward(x, y, sigma, log_w, values, plan)
+        found = _forward(problem, plan)
         heaviest = 0 if log_w is None else log_w.max()
         nearest = heaviest + math.log(len(y)) - found.log_z  # at least ‖x − y‖²/2σ² of the point that counts most
         delta = 4 * torch.finfo(x.dtype).eps * (nearest + 10 + (0 if log_w is None else log_w.abs().max()))
         good = tolerable(delta, found.spread.sqrt() if values is None else torch.zeros_like(delta), sigma)
     if x.dtype == torch.float64 or bool(good.all()):
-        return GaussianPosterior(*_Reduction.apply(x, y, sigma, log_w, values, plan, *found))
+        return GaussianPosterior(*_Reduction.apply(*problem, plan, *found))
     rows = [good.nonzero()[:, 0], (~good).nonzero()[:, 0]]
-    single = _Reduction.apply(x[rows[0]], y, sigma[rows[0]], log_w, values, plan, *(t[rows[0]] for t in found))
-    double = _explicit(*(None if t is None else t.double() for t in (x[rows[1]], y, sigma[rows[1]], log_w, values)),
-                       exponent=x.dtype)
+    single = _Reduction.apply(*problem.of(rows[0]), plan, *(t[rows[0]] for t in found))
+    double = _explicit(problem.of(rows[1]).double(), exponent=x.dtype)
     order = torch.cat(rows).argsort()
     return GaussianPosterior(*(torch.cat([a, b.to(a.dtype)])[order] for a, b in zip(single, double, strict=True)))
 
 
-def _products(x: Tensor, y: Tensor, sigma: Tensor, log_w: Tensor | None, values: Tensor | None,
-              rounded: bool) -> GaussianPosterior:
-    dtype = x.dtype
-    centre = y.detach().mean(0)
-    plan = Plan("ieee", dtype)
-    if rounded and values is None and products_are_enough(x, y, sigma, log_w, PRODUCTS["ieee"]):
-        plan, centre = Plan("bf16", dtype), torch.zeros_like(centre)  # as they are they lose nothing in bfloat16
+def _products(problem: Problem, cloud: Cloud, rounded: bool) -> GaussianPosterior:
+    x, sigma, centre, dtype = problem.x, problem.sigma, cloud.centre, problem.x.dtype
+    enough = lambda reach, radius, way: products_are_enough(
+        reach.norm(dim=1), radius, sigma, cloud.heaviest, PRODUCTS[way])
+    precision = "ieee"
+    if rounded and problem.values is None and enough(x, cloud.y.detach().norm(dim=1).max(), "ieee"):
+        precision, centre = "bf16", torch.zeros_like(centre)  # as they are they lose nothing in bfloat16
     elif dtype == torch.float32:
-        enough = (p for p in PRODUCTS if products_are_enough(x - centre, y - centre, sigma, log_w, PRODUCTS[p]))
-        plan = Plan(next(enough, None), dtype)
-        if plan.precision is None:
-            plan = Plan("ieee", dtype)
-            x, y, sigma, centre = x.double(), y.double(), sigma.double(), centre.double()
-            log_w, values = (None if t is None else t.double() for t in (log_w, values))
+        precision = next((way for way in PRODUCTS if enough(x - centre, cloud.radius, way)), None)
+        if precision is None:
+            precision, problem, centre = "ieee", problem.double(), centre.double()
     own = (x.double() - centre.double()).square().sum(1) / (2 * sigma.double() ** 2)  # may be far larger than log_z
-    x, y = x - centre, y - centre
+    problem = problem._replace(x=problem.x - centre, y=problem.y - centre)
+    plan = Plan(precision, dtype)
     with torch.no_grad():
-        found = _forward(x, y, sigma, log_w, values, plan)
-    log_z, mean, spread = _Reduction.apply(x, y, sigma, log_w, values, plan, *found)
+        found = _forward(problem, plan)
+    log_z, mean, spread = _Reduction.apply(*problem, plan, *found)
     log_z = log_z.double() - own
-    mean = mean + centre if values is None else mean
+    mean = mean + centre if problem.values is None else mean
     return GaussianPosterior(log_z.to(dtype), mean.to(dtype), spread.to(dtype))
 
 
@@ -120,41 +145,41 @@ class _Reduction(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_log_z: Tensor, grad_mean: Tensor, grad_spread: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, sigma, log_w, values, log_z, mean, spread = ctx.saved_tensors
-        difference = ctx.plan.precision is None and values is None
-        o = x - mean if difference else -mean
+        *problem, log_z, mean, spread = ctx.saved_tensors
+        problem = Problem(*problem)
+        difference = ctx.plan.precision is None and problem.values is None
+        o = problem.x - mean if difference else -mean
         h = grad_spread
         f = (grad_mean + 2 * h[:, None] * o) * (-1 if difference else 1)
         e = grad_log_z + (grad_mean * o).sum(1) + h * (o.square().sum(1) - spread)
-        backward = _explicit_backward if ctx.plan.precision is None else _products_backward
         sides = any(ctx.needs_input_grad[n] for n in (0, 2)), any(ctx.needs_input_grad[n] for n in (1, 3, 4))
-        grads = backward(x, y, sigma, log_w, values, log_z * LOG2E, e, h, f, ctx.plan, sides)
-        return *grads, *[None] * 4
+        backward = _explicit_backward if ctx.plan.precision is None else _products_backward
+        return *backward(problem, ctx.plan, Incoming(log_z * LOG2E, e, h, f), sides), *[None] * 4
 
 
-def _forward(x: Tensor, y: Tensor, sigma: Tensor, log_w: Tensor | None, values: Tensor | None,
-             plan: Plan) -> GaussianPosterior:
-    forward = _explicit_forward if plan.precision is None else _products_forward
-    parts = forward(x, y, sigma, log_w, values, plan)
+def _forward(problem: Problem, plan: Plan) -> GaussianPosterior:
+    parts = (_explicit_forward if plan.precision is None else _products_forward)(problem, plan)
     log_z, mean, spread = merge(parts) if len(parts) > 1 else parts[0]
     return GaussianPosterior(log_z, mean, spread.clamp_min(0))
 
 
-def _explicit_forward(x, y, sigma, log_w, values, plan) -> list[GaussianPosterior]:
-    q, k, sizes, (own, stream, warps) = _explicit_arguments(x, y, sigma, log_w, values, plan)
+def _explicit_forward(problem: Problem, plan: Plan) -> list[GaussianPosterior]:
+    x, y, *_ = problem
+    q, k, sizes, (own, stream, warps) = _explicit_arguments(problem, plan)
     parts, chunk = _split(q.shape[1] // own, len(y), stream, x.device)
     out = x.new_empty(parts, 2 + sizes["F"], q.shape[1])
     on_device.explicit_forward[q.shape[1] // own, parts](
         q, k, out, len(y), chunk, q.shape[1], k.shape[1], **sizes, OWN=own, STREAM=stream,
-        WEIGHTS=log_w is not None, num_warps=warps)
+        WEIGHTS=problem.log_w is not None, num_warps=warps)
     out = out[:, :, :len(x)]
     return [GaussianPosterior(part[0], part[2:].T, part[1]) for part in out]
 
 
-def _explicit_backward(x, y, sigma, log_w, values, log2_z, e, h, f, plan, sides) -> list[Tensor | None]:
-    more = [(log2_z, math.inf), (e, 0), (h, 0), (f.T, 0)]
-    q, k, sizes, (own, stream, warps) = _explicit_arguments(x, y, sigma, log_w, values, plan, more)
-    grads: list[Tensor | None] = [None] * 5
+def _explicit_backward(problem: Problem, plan: Plan, incoming: Incoming, sides: tuple[bool, bool]) -> Problem:
+    """The gradients, each in the place of what it is the gradient of."""
+    x, y, sigma, log_w, values = problem
+    q, k, sizes, (own, stream, warps) = _explicit_arguments(problem, plan, incoming)
+    grads = Problem(*[None] * 5)
     for of_queries, needed, mine, others in ((True, sides[0], q, k), (False, sides[1], k, q)):
         if not needed:
             continue
@@ -167,16 +192,20 @@ def _explicit_backward(x, y, sigma, log_w, values, log2_z, e, h, f, plan, sides)
         first, points, features = out.sum(0)[:, :len(x if of_queries else y)].split(
             [1, x.shape[1], rows - 1 - x.shape[1]])
         if of_queries:
-            grads[0], grads[2] = -points.T, first[0] / sigma**3
+            grads = grads._replace(x=-points.T, sigma=first[0] / sigma**3)
         else:
-            grads[1], grads[3] = points.T, None if log_w is None else first[0]
-            grads[4] = None if values is None else features.T
+            grads = grads._replace(y=points.T, log_w=None if log_w is None else first[0],
+                                   values=None if values is None else features.T)
     return grads
 
 
-def _explicit_arguments(x, y, sigma, log_w, values, plan, more=()) -> tuple[Tensor, Tensor, dict, tuple]:
-    d, f = x.shape[1], x.shape[1] if values is None else values.shape[1]
-    blocks = _blocks(triton.next_power_of_2(max(d, f)), x, None, bool(more))
+def _explicit_arguments(problem: Problem, plan: Plan,
+                        incoming: Incoming | None = None) -> tuple[Tensor, Tensor, dict, tuple]:
+    x, y, sigma, log_w, values = problem
+    d, f = x.shape[1], problem.v.shape[1]
+    blocks = _blocks(triton.next_power_of_2(max(d, f)), x, None, incoming is not None)
+    more = [] if incoming is None else [(incoming.log2_z, math.inf), (incoming.e, 0), (incoming.h, 0),
+                                        (incoming.f.T, 0)]
     q = _stacked(blocks[0], (x.T, 0), (_factor(sigma, x), 0), *more)
     w = y.new_zeros(len(y)) if log_w is None else log_w * LOG2E
     k = _stacked(blocks[0], (y.T, 0), (w, -math.inf), *(() if values is None else ((values.T, 0),)))
@@ -185,27 +214,38 @@ def _explicit_arguments(x, y, sigma, log_w, values, plan, more=()) -> tuple[Tens
     return q, k, sizes, blocks
 
 
-def _products_forward(x, y, sigma, log_w, values, plan) -> list[GaussianPosterior]:
-    (a, b, v, _), q, k, sizes, (own, stream, warps) = _products_arguments(x, y, sigma, log_w, values, plan)
-    parts, chunk = _split(len(a) // own, len(b), stream, x.device)
-    moments, mean = x.new_empty(parts, 2, len(a)), x.new_empty(parts, len(a), sizes["FP"])
+class Padded(NamedTuple):
+    """Matrices of a problem with rows and columns padded to blocks of the device."""
+
+    x: Tensor
+    y: Tensor
+    v: Tensor  # y itself where nothing else is averaged
+    f: Tensor | None  # of `Incoming`
+
+
+def _products_forward(problem: Problem, plan: Plan) -> list[GaussianPosterior]:
+    x = problem.x
+    given, q, k, sizes, (own, stream, warps) = _products_arguments(problem, plan)
+    queries, keys = len(given.x), len(given.y)
+    parts, chunk = _split(queries // own, keys, stream, x.device)
+    moments, mean = x.new_empty(parts, 2, queries), x.new_empty(parts, queries, sizes["FP"])
     if not x.is_cuda:  # the interpreter has no product in bfloat16
         sizes["PRECISION"] = "ieee"
-    on_device.products_forward[len(a) // own, parts](
-        a, b, v, q, k, moments, mean, chunk, len(a), len(b), **sizes, OWN=own, STREAM=stream,
+    on_device.products_forward[queries // own, parts](
+        given.x, given.y, given.v, q, k, moments, mean, chunk, queries, keys, **sizes, OWN=own, STREAM=stream,
         ROUNDED=plan.precision == "bf16", num_warps=warps, num_stages=2)
-    features = x.shape[1] if values is None else values.shape[1]
-    return [GaussianPosterior(m[0, :len(x)], f[:len(x), :features], m[1, :len(x)])
+    return [GaussianPosterior(m[0, :len(x)], f[:len(x), :problem.v.shape[1]], m[1, :len(x)])
             for m, f in zip(moments, mean, strict=True)]
 
 
-def _products_backward(x, y, sigma, log_w, values, log2_z, e, h, f, plan, sides) -> list[Tensor | None]:
+def _products_backward(problem: Problem, plan: Plan, incoming: Incoming, sides: tuple[bool, bool]) -> Problem:
+    """The gradients, each in the place of what it is the gradient of."""
+    x, y, sigma, log_w, values = problem
     plan = plan._replace(precision="tf32x3") if plan.precision == "bf16" else plan
-    more = [(log2_z, math.inf), (e, 0), (h, 0)]
-    (a, b, v, f), q, k, sizes, (own, stream, warps) = _products_arguments(
-        x, y, sigma, log_w, values, plan, more, f)
-    grads: list[Tensor | None] = [None] * 5
-    for of_queries, needed, sources in ((True, sides[0], (a, b, f, v)), (False, sides[1], (b, a, v, f))):
+    given, q, k, sizes, (own, stream, warps) = _products_arguments(problem, plan, incoming)
+    grads = Problem(*[None] * 5)
+    for of_queries, needed, sources in ((True, sides[0], (given.x, given.y, given.f, given.v)),
+                                        (False, sides[1], (given.y, given.x, given.v, given.f))):
         if not needed:
             continue
         mine, others = sources[:2]
@@ -213,36 +253,35 @@ def _products_backward(x, y, sigma, log_w, values, log2_z, e, h, f, plan, sides)
         moments = x.new_empty(parts, 3, len(mine))
         points, features = (x.new_empty(parts, len(mine), sizes[n]) for n in ("DP", "FP"))
         on_device.products_backward[len(mine) // own, parts](
-            *sources, q, k, moments, points, features, len(others), chunk, len(a), len(b), **sizes, OWN=own,
-            STREAM=stream, OF_QUERIES=of_queries, num_warps=warps, num_stages=2)
+            *sources, q, k, moments, points, features, len(others), chunk, len(given.x), len(given.y), **sizes,
+            OWN=own, STREAM=stream, OF_QUERIES=of_queries, num_warps=warps, num_stages=2)
         pulls, second, lengths = moments.sum(0)[:, :len(x if of_queries else y)]
         points = points.sum(0)[:len(x if of_queries else y), :x.shape[1]]
         if of_queries:
-            grads[0], grads[2] = points, second / sigma**3
-        else:
-            target = y if values is None else values
-            of_values = features.sum(0)[:len(y), :target.shape[1]] + 2 * lengths[:, None] * target
-            grads[1], grads[3] = points - pulls[:, None] * y, None if log_w is None else second
-            if values is None:
-                grads[1] = grads[1] + of_values
-            else:
-                grads[4] = of_values
+            grads = grads._replace(x=points, sigma=second / sigma**3)
+            continue
+        of_y = points - pulls[:, None] * y
+        of_v = features.sum(0)[:len(y), :problem.v.shape[1]] + 2 * lengths[:, None] * problem.v
+        grads = grads._replace(y=of_y + of_v if values is None else of_y, log_w=None if log_w is None else second,
+                               values=None if values is None else of_v)
     return grads
 
 
-def _products_arguments(x, y, sigma, log_w, values, plan, more=(), f=None) -> tuple[tuple, Tensor, Tensor, dict, tuple]:
-    columns = x.shape[1] if values is None else values.shape[1]
-    dp, fp = (max(16, triton.next_power_of_2(n)) for n in (x.shape[1], columns))
-    blocks = _blocks(max(dp, fp), x, plan.precision, bool(more))
+def _products_arguments(problem: Problem, plan: Plan,
+                        incoming: Incoming | None = None) -> tuple[Padded, Tensor, Tensor, dict, tuple]:
+    x, y, sigma, log_w, values = problem
+    dp, fp = (max(16, triton.next_power_of_2(n)) for n in (x.shape[1], problem.v.shape[1]))
+    blocks = _blocks(max(dp, fp), x, plan.precision, incoming is not None)
     matrix = lambda t, n: pad(t, (0, n - t.shape[1], 0, -len(t) % blocks[0]))
-    b = matrix(y, dp)
-    v = b if values is None else matrix(values, fp)
+    more = [] if incoming is None else [(incoming.log2_z, math.inf), (incoming.e, 0), (incoming.h, 0)]
     q = _stacked(blocks[0], (_factor(sigma, x), 0), *more)
-    lengths = [(t.square().sum(1), 0) for t in (y, y if values is None else values)]
     w = y.new_zeros(len(y)) if log_w is None else log_w * LOG2E
-    k = _stacked(blocks[0], lengths[0], (w, -math.inf), lengths[1])
+    k = _stacked(blocks[0], (y.square().sum(1), 0), (w, -math.inf), (problem.v.square().sum(1), 0))
     sizes = {"DP": dp, "FP": fp, "VALUES": values is not None, "PRECISION": plan.precision, "E": TYPES[plan.exponent]}
-    return (matrix(x, dp), b, v, None if f is None else matrix(f, fp)), q, k, sizes, blocks
+    b = matrix(y, dp)
+    given = Padded(matrix(x, dp), b, b if values is None else matrix(values, fp),
+                   None if incoming is None else matrix(incoming.f, fp))
+    return given, q, k, sizes, blocks
 
 
 def _factor(sigma: Tensor, x: Tensor) -> Tensor:

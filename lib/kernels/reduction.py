@@ -3,30 +3,30 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import math
 
 import torch
 from torch import Tensor
 
 from lib.base import check
 from lib.kernels.attention import attention
+from lib.kernels.cloud import WIDE, Cloud, checked
 from lib.kernels.definition import definition
 from lib.kernels.terms import TRITON_COLUMNS, GaussianPosterior
 
 BACKENDS = ("definition", "cpu", "blocks", "triton")
 
 
-def gaussian_posterior(x: Tensor, y: Tensor, sigma: float | Tensor, *, log_w: Tensor | None = None,
+def gaussian_posterior(x: Tensor, y: Tensor | Cloud, sigma: float | Tensor, *, log_w: Tensor | None = None,
                        values: Tensor | None = None, backend: str | None = None) -> GaussianPosterior:
     """Log-normaliser, posterior mean and posterior spread of points `y` seen from `x` with noise `sigma`.
 
     x       (B, D) queries, float32 or float64; bfloat16 trades accuracy for speed, see below.
-    y       (N, D) points, same dtype and device.
+    y       (N, D) points, same dtype and device; or what `prepare` made of them, their log_w and values.
     sigma   standard deviation of the noise, > 0: a number or (B,), one for each query.
     log_w   (N,) log-weights, used as given (−inf masks a point); None means −log N each.
     values  (N, V) averaged in place of `y`.
-    backend None chooses: "cpu" for CPU tensors, "triton" or "blocks" elsewhere, "definition" inside functorch
-            transforms and torch.compile; a name insists.
+    backend None chooses: "cpu" for CPU tensors of up to 512 columns, "blocks" for wider ones, "triton" or "blocks"
+            elsewhere, "definition" inside functorch transforms and torch.compile; a name insists.
 
     Differentiable in x, y, sigma, log_w and values; once, except by "definition".  The mean is within 1e-3·σ,
     log_z within 1e-4 nats and 2 ulp, the spread within 1e-3·σ² + 0.1 %, for σ down to 1e-3 of the data's scale;
@@ -37,42 +37,40 @@ def gaussian_posterior(x: Tensor, y: Tensor, sigma: float | Tensor, *, log_w: Te
     caller's).  Where tensor cores then take them as they are, the weights p_j are rounded as well, which moves
     log_z by at most 2⁻⁸, the mean by 2⁻⁸·√spread and the spread by 1 %.
     """
-    rounded = all(isinstance(t, Tensor) and t.dtype == torch.bfloat16 for t in (x, y))
-    if rounded:
-        x, y, values = x.float(), y.float(), values.float() if isinstance(values, Tensor) else values
-    check.points("x", x)
-    check.points("y", y, dim=x.shape[1], like=x)
-    if values is not None:
-        check.points("values", values, like=x)
-        if len(values) != len(y):
-            check.refuse("values", f"{len(values)} rows", f"{len(y)} rows, one for each point of y")
-    sigma = check.positive("sigma", sigma, shape=(len(x),), like=x)
-    opaque = check.opaque(x, y, sigma, log_w, values)
-    if log_w is not None:
-        check.log_weights("log_w", log_w, len(y), like=x)
-        if not opaque and bool((log_w == -math.inf).any()):
-            keep = log_w > -math.inf
-            y, log_w, values = y[keep], log_w[keep], None if values is None else values[keep]
+    plain = x.float() if isinstance(x, Tensor) and x.dtype == torch.bfloat16 and _rounded(y) else x
+    check.points("x", plain)
+    cloud = checked("y", y, log_w, values, like=plain)
+    sigma = check.positive("sigma", sigma, shape=(len(x),), like=plain)
     check.choice("backend", backend, (None, *BACKENDS))
+    return reduce(x, cloud, sigma, backend)
+
+
+def _rounded(y: Tensor | Cloud) -> bool:
+    return y.rounded if isinstance(y, Cloud) else isinstance(y, Tensor) and y.dtype == torch.bfloat16
+
+
+def reduce(x: Tensor, cloud: Cloud, sigma: float | Tensor, backend: str | None = None) -> GaussianPosterior:
+    """`gaussian_posterior` of arguments that were checked before: for loops, whose door is outside."""
+    rounded = x.dtype == torch.bfloat16
+    x = x.float() if rounded else x
+    sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
     if backend is None:
-        backend = "definition" if opaque else _fastest(x, y if values is None else values)
+        opaque = check.opaque(x, cloud.y, sigma, cloud.log_w, cloud.values)
+        backend = "definition" if opaque else _fastest(x, cloud.columns)
     if backend == "triton":
         from lib.kernels import launch  # here, so that nothing else imports triton
-        return launch.posterior(x, y, sigma, log_w, values, rounded)
-    if log_w is None:
-        log_w = x.new_full((len(y),), -math.log(len(y)))
+        return launch.posterior(x, cloud, sigma, rounded)
     if backend == "definition":
-        return definition(x, y, sigma, log_w, values)
+        return definition(x, cloud, sigma)
     if backend == "cpu" and x.device.type != "cpu":
         check.refuse("backend", f"'cpu' for tensors on {x.device}", "tensors on the CPU")
-    return attention(x, y, sigma, log_w, values, fused=backend == "cpu")
+    return attention(x, cloud, sigma, fused=backend == "cpu")
 
 
-def _fastest(x: Tensor, v: Tensor) -> str:
+def _fastest(x: Tensor, columns: int) -> str:
     if x.device.type == "cpu":
-        return "cpu"
-    narrow = max(x.shape[1], v.shape[1]) <= TRITON_COLUMNS
-    return "triton" if x.is_cuda and narrow and _triton_is_here() else "blocks"
+        return "cpu" if columns <= WIDE else "blocks"
+    return "triton" if x.is_cuda and columns <= TRITON_COLUMNS and _triton_is_here() else "blocks"
 
 
 @functools.cache

@@ -24,13 +24,14 @@ def tolerable(delta: Tensor, radius: Tensor, sigma: Tensor) -> Tensor:
     return (delta <= LOG_Z_TOLERANCE) & (2 * delta * radius <= MEAN_TOLERANCE * sigma)
 
 
-def products_are_enough(x: Tensor, y: Tensor, sigma: Tensor, log_w: Tensor | None, eps: float) -> bool:
-    """Whether the bound of this module's docstring meets the tolerances for all queries; x and y centred."""
-    x, y, sigma = x.detach(), y.detach(), sigma.detach()
-    radius = y.norm(dim=1).max()
-    delta = (x.norm(dim=1) * radius + radius**2 / 2) / sigma**2
-    delta = delta if log_w is None else delta + log_w.detach().abs().max()
-    return bool(tolerable(eps * delta, radius, sigma).all())
+def products_are_enough(reach: Tensor, radius: Tensor, sigma: Tensor, heaviest: Tensor | float, eps: float) -> bool:
+    """Whether the estimate δ of the docstring of `lib.kernels` meets the tolerances for all queries.
+
+    reach, radius  distance from the centre of each query (B,), and the largest of a point (0-d).
+    heaviest       the largest |log-weight|.
+    """
+    delta = (reach.detach() * radius + radius**2 / 2) / sigma.detach() ** 2 + heaviest
+    return bool(tolerable(eps * delta, radius, sigma.detach()).all())
 
 
 def merge(parts: list[GaussianPosterior]) -> GaussianPosterior:
