@@ -83,7 +83,7 @@ def of_network(net: nn.Module, z: Tensor) -> Tensor:
 
 
 def of_oism(model: OISM, z: Tensor) -> Tensor:
-    return solve.log_likelihood(model.velocity, z, TIMES, BOX.log_stationary, model.divergence, "heun")
+    return solve.log_likelihood(model.flow, z, TIMES, BOX.log_stationary, method="heun")
 
 
 def run(name: str, seed: int, options: argparse.Namespace) -> dict[str, float]:

@@ -29,7 +29,8 @@ from torch.nn.functional import softplus
 
 from lib.base import check
 from lib.fit import Fit, Loss, fit
-from lib.kernels import gaussian_posterior, merge
+from lib.kernels import Cloud, gaussian_posterior, merge
+from lib.kernels.cloud import checked
 
 Denoise = Callable[[Tensor, float | Tensor], Tensor]  # D(y, σ), (B, D) to (B, D)
 
@@ -37,26 +38,27 @@ Denoise = Callable[[Tensor, float | Tensor], Tensor]  # D(y, σ), (B, D) to (B, 
 # --- the field --------------------------------------------------------------------------------------------
 
 
-def kernel_denoiser(cloud: Tensor, *, log_w: Tensor | None = None, block: int | None = None) -> Denoise:
-    """D(y, σ) = E[x | x + σε = y] of a cloud (N, D): its softmax mean.
+def kernel_denoiser(cloud: Tensor | Cloud, *, log_w: Tensor | None = None, block: int | None = None) -> Denoise:
+    """D(y, σ) = E[x | x + σε = y] of a cloud (N, D): its softmax mean.  The cloud is a constant to every gradient.
 
     log_w  (N,) log-weights; −inf leaves a point out, so a class is chosen by its weights.
     block  rows of the cloud taken at a time; the answer is the same and memory is bounded.
     """
-    check.points("cloud", cloud)
-    if log_w is None:
-        log_w = cloud.new_full((len(cloud),), -math.log(len(cloud)))
-    check.log_weights("log_w", log_w, len(cloud), like=cloud)
-    cloud, log_w = cloud[log_w > -math.inf], log_w[log_w > -math.inf]
-    rows = len(cloud) if block is None else check.count("block", block)
-    parts = list(zip(cloud.split(rows), log_w.split(rows), strict=True))
-    return lambda y, sigma: merge([gaussian_posterior(y, x, sigma, log_w=w) for x, w in parts]).mean
+    whole = checked("cloud", cloud.detach() if isinstance(cloud, Tensor) else cloud, log_w)
+    if block is None:
+        return lambda y, sigma: gaussian_posterior(y, whole, sigma).mean
+    rows, n = check.count("block", block), len(whole)
+    log_w = whole.y.new_full((n,), -math.log(n)) if whole.log_w is None else whole.log_w
+    parts = [Cloud(x, w) for x, w in zip(whole.y.split(rows), log_w.split(rows), strict=True)]
+    return lambda y, sigma: merge([gaussian_posterior(y, part, sigma) for part in parts]).mean
 
 
-def mean_shift(y: Tensor, target: Tensor | Denoise, source: Tensor | Denoise, sigma: float | Tensor) -> Tensor:
+def mean_shift(y: Tensor, target: Tensor | Cloud | Denoise, source: Tensor | Cloud | Denoise,
+               sigma: float | Tensor) -> Tensor:
     """D_target(y, σ) − D_source(y, σ), shape (B, D): σ² times the score difference, bounded as σ → 0."""
-    pull, push = (d if callable(d) else kernel_denoiser(d) for d in (target, source))
-    return pull(y, sigma) - push(y, sigma)
+    pull, push = (d(y, sigma) if callable(d) else gaussian_posterior(y, checked("cloud", d), sigma).mean
+                  for d in (target, source))
+    return pull - push
 
 
 def score_difference(x: Tensor, target: Tensor | Denoise, source: Tensor | Denoise, sigma: float | Tensor) -> Tensor:
@@ -102,7 +104,7 @@ class Step(NamedTuple):
 
 
 @torch.no_grad()
-def transport_particles(x: Tensor, target: Tensor | Denoise, sigmas: Iterable[float] | Tensor, *,
+def transport_particles(x: Tensor, target: Tensor | Cloud | Denoise, sigmas: Iterable[float] | Tensor, *,
                         step: float | Callable[[float], float] = 1.0, noisy: bool = True, generator: torch.Generator,
                         batch: int | None = None, watch: Callable[[Step], object] | None = None) -> Tensor:
     """Move particles x (M, D) along the score-difference flow to `target`; returns them after the last step.
@@ -121,11 +123,15 @@ def transport_particles(x: Tensor, target: Tensor | Denoise, sigmas: Iterable[fl
     """
     check.points("x", x)
     check.generator("generator", generator)
-    if batch is not None and callable(target):
-        check.refuse("batch", batch, "None where the target is a function")
+    if batch is not None and not isinstance(target, Tensor):
+        check.refuse("batch", batch, "None where the target is a function or prepared")
+    if not callable(target):
+        target = checked("target", target, like=x) if batch is None else check.points(
+            "target", target, dim=x.shape[1], like=x)
     for index, sigma in enumerate(_schedule(sigmas)):
         y = x + sigma * _normal(x, generator) if noisy else x
-        shift = mean_shift(y, target if batch is None else _draw(target, batch, generator)[0], x, sigma)
+        seen = target if batch is None else Cloud(_draw(target, batch, generator)[0])
+        shift = mean_shift(y, seen, Cloud(x), sigma)
         x = x + (step(sigma) if callable(step) else step) * shift
         if watch is not None and watch(Step(index, sigma, x, shift)):
             break

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from lib.base import check
 from lib.base.stage import progress
-from lib.kernels import gaussian_posterior
+from lib.kernels import prepare, reduce
 from lib.path import Path, cond_ot, pchip, trigonometric
 
 Lambda = Callable[[Tensor], Tensor]  # s ≥ 0 of any shape -> λ(s)
@@ -87,33 +87,34 @@ def estimators(data: Tensor, s: Tensor, *, generator: torch.Generator, draws: in
     index = torch.randint(n, (draws,), generator=generator).to(data.device)
     noise = torch.randn(draws, d, generator=generator, dtype=torch.float64).to(data)
     x, values = data[index], []
+    cloud = data.double() if leave_one_out else prepare(data)
     for ratio in progress(_ratios(s).tolist(), desc="λ(s)"):
         query = x + noise / ratio if ratio else torch.zeros_like(x)
         if leave_one_out:
-            mean = _without_own(query, data, index, ratio)
+            mean = _without_own(query, cloud, index, ratio)
             left = (x - mean).square().sum(1)
         else:
-            _, mean, left = gaussian_posterior(query, data, 1 / ratio if ratio else math.inf)
+            _, mean, left = reduce(query, cloud, 1 / ratio if ratio else math.inf)
         error = (x - mean).square().sum(1)
         values.append(torch.stack([mean.square().sum(1), (x * mean).sum(1), d - error, d - left]) / d)
     return Estimators(*torch.stack(values, 2).double().cpu())
 
 
-def _without_own(query: Tensor, data: Tensor, own: Tensor, s: float) -> Tensor:
-    """Posterior means (B, d) over all points but each query's own, exact, by blocks of rows in float64.
+def _without_own(query: Tensor, points: Tensor, own: Tensor, s: float) -> Tensor:
+    """Posterior means (B, d) over all points (float64) but each query's own, exact, by blocks of rows in float64.
 
     Taking a point's share out of the finished sum would cancel as soon as its weight nears 1, which at large s
     it always does.
     """
-    if len(data) < 2:
+    if len(points) < 2:
         check.refuse("data", "1 point", "at least two points to leave one out")
-    points, look = data.double(), query.double() * s**2
+    look = query.double() * s**2
     bias, means = -(s**2) / 2 * points.square().sum(1), []
-    for q, i in zip(*(v.split(max(1, 2**22 // len(data))) for v in (look, own)), strict=True):
+    for q, i in zip(*(v.split(max(1, 2**22 // len(points))) for v in (look, own)), strict=True):
         logits = torch.addmm(bias, q, points.T)
         logits[torch.arange(len(q), device=q.device), i] = -math.inf
         means.append(logits.softmax(1) @ points)
-    return torch.cat(means).to(data)
+    return torch.cat(means).to(query)
 
 
 def disagreement(values: Estimators) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +23,13 @@ from lib.base import check
 
 Field = Callable[[Tensor, Tensor], Tensor]  # f(t, x) -> like x, t 0-d
 METHODS = ("euler", "heun", "rk4", "dopri5")
+
+
+class Flow(NamedTuple):
+    """A velocity and its divergence from one evaluation."""
+
+    velocity: Tensor  # (B, D)
+    divergence: Tensor  # (B,)
 
 
 def ode(f: Field, x: Tensor, t: Tensor, method: str = "rk4", *, rtol: float = 1e-5, atol: float = 1e-6) -> Tensor:
@@ -84,19 +92,26 @@ def sde(drift: Field, noise: float | Callable[[Tensor], Tensor], x: Tensor, t: T
     return torch.stack(path)
 
 
-def log_likelihood(f: Field, x: Tensor, t: Tensor, base_log_p: Callable[[Tensor], Tensor],
-                   divergence: Field | None = None, method: str = "rk4", **tolerances: float) -> Tensor:
+def log_likelihood(f: Field | Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x: Tensor, t: Tensor,
+                   base_log_p: Callable[[Tensor], Tensor], divergence: Field | None = None, method: str = "rk4",
+                   **tolerances: float) -> Tensor:
     """log p(x) in nats, shape (B,), of the density that the flow of f carries to `base_log_p` at t[-1].
 
-    x (B, D) lives at t[0].  `divergence(t, x)` -> (B,) is ∇·f: a closed form, `exact_divergence(f)` (what
-    None means: D forward-mode derivatives) or `hutchinson_divergence(f, probes)` (unbiased, noisy).
+    x (B, D) lives at t[0].  `f(t, x)` returns the velocity (B, D), or the pair of velocity and divergence (B,), as a
+    `Flow`.  Beside a velocity `divergence(t, x)` -> (B,) is ∇·f: a closed form, `exact_divergence(f)` (what None
+    means: D forward-mode derivatives) or `hutchinson_divergence(f, probes)` (unbiased, noisy); beside a pair, None.
     """
     check.points("x", x)
-    divergence = exact_divergence(f) if divergence is None else divergence
+    trace = exact_divergence(f) if divergence is None else divergence
 
     def augmented(s: Tensor, state: Tensor) -> Tensor:
         y = state[:, :-1]
-        return torch.cat([f(s, y), divergence(s, y)[:, None]], 1)
+        found = f(s, y)
+        if isinstance(found, Tensor):
+            found = found, trace(s, y)
+        elif divergence is not None:
+            check.refuse("divergence", "a function beside a field that returns its own", "None")
+        return torch.cat([found[0], found[1][:, None]], 1)
 
     end = ode(augmented, torch.cat([x, torch.zeros_like(x[:, :1])], 1), t, method, **tolerances)[-1]
     return base_log_p(end[:, :-1]) + end[:, -1]

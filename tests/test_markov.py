@@ -384,6 +384,27 @@ def test_order_two_is_the_gaussian_score_of_the_data(process, basis):
     assert torch.allclose(found, law.log_prob(y), atol=1e-5)
 
 
+def test_likelihood_along_the_flow_expands_once_a_stage(monkeypatch):
+    model = fit_oism(correlated(50, 2), OrnsteinUhlenbeck(2), 3)
+    x, times, calls = normal(4, 2), torch.linspace(0.3, 2, 4), []
+    real = markov.OISM._expand
+    monkeypatch.setattr(markov.OISM, "_expand", lambda *a: calls.append(1) or real(*a))
+    found = solve.log_likelihood(model.flow, x, times, model.process.log_stationary)
+    assert len(calls) == 4 * 3
+    two = solve.log_likelihood(model.velocity, x, times, model.process.log_stationary, model.divergence)
+    assert torch.equal(found, two)
+
+
+def test_noise_levels_are_solved_for_once(monkeypatch):
+    model, solved = fit_oism(correlated(50, 2), OrnsteinUhlenbeck(2), 2), []
+    real = markov.OISM._solve
+    monkeypatch.setattr(markov.OISM, "_solve", lambda self, tau: solved.append(tau) or real(self, tau))
+    x = normal(3, 2)
+    for tau in (0.5, torch.tensor(0.5), torch.tensor([0.5, 0.25, 0.5])):
+        model.score(tau, x)
+    assert solved == [0.5, 0.25]
+
+
 @pytest.mark.parametrize("tau", [0.2, 0.5, 1.0])
 def test_error_is_the_energy_that_is_left(tau):
     """E‖s* − s̃‖² = E‖s*‖² − b·A⁻¹b, which cannot grow with the order."""

@@ -10,7 +10,9 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from lib import path, solve
-from lib.posterior import divergence, posterior, score, velocity
+from lib import posterior as module
+from lib.kernels import prepare
+from lib.posterior import divergence, flow, posterior, score, velocity
 
 pytestmark = pytest.mark.usefixtures("float64")
 FAMILIES = {"Cond-OT": path.cond_ot(), "trigonometric": path.trigonometric(), "VP": path.variance_preserving()}
@@ -148,3 +150,42 @@ def test_clouds_are_refused_by_their_own_names(name, cloud, x):
     for f in (posterior, score, velocity, divergence):
         with pytest.raises(ValueError, match=re.escape(f"{name}: got 12 non-finite")):
             f(path.cond_ot(), 0.5, **arguments)
+
+
+@every_family
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_flow_is_velocity_and_divergence_and_a_cloud_changes_nothing(p, weighted, x, cloud):
+    log_w = torch.linspace(-2, 1, len(cloud)).log_softmax(0) if weighted else None
+    prepared = prepare(cloud, log_w=log_w)
+    for t in (0.0, 0.4, torch.tensor([0.1, 0.4, 0.9])):
+        found = flow(p, t, x, cloud, log_w)
+        parts = velocity(p, t, x, cloud, log_w), divergence(p, t, x, cloud, log_w)
+        for pair in (parts, flow(p, t, x, prepared), (velocity(p, t, x, prepared), divergence(p, t, x, prepared))):
+            assert all(torch.equal(a, b) for a, b in zip(found, pair, strict=True))
+        assert torch.equal(score(p, t, x, prepared), score(p, t, x, cloud, log_w))
+    trace = solve.exact_divergence(lambda t, x: flow(p, t, x, cloud, log_w).velocity)(torch.tensor(0.4), x)
+    torch.testing.assert_close(flow(p, 0.4, x, prepared).divergence, trace)
+
+
+def test_likelihood_along_the_flow_takes_one_softmax_a_stage(x, cloud, monkeypatch):
+    calls = []
+    real = module.reduce
+    monkeypatch.setattr(module, "reduce", lambda *a: calls.append(1) or real(*a))
+    p, grid = FAMILIES["Cond-OT"], torch.linspace(0.8, 0.1, 6)
+    start = lambda y: posterior(p, 0.1, y, cloud).log_p
+    prepared = prepare(cloud)
+    found = solve.log_likelihood(lambda t, y: flow(p, t, y, prepared), x, grid, start)
+    assert len(calls) == 4 * 5 + 1
+    calls.clear()
+    two = solve.log_likelihood(lambda t, y: velocity(p, t, y, cloud), x, grid, start,
+                               lambda t, y: divergence(p, t, y, cloud))
+    assert len(calls) == 2 * 4 * 5 + 1 and torch.equal(found, two)
+    with pytest.raises(ValueError, match=r"^divergence: got .*; need None"):
+        solve.log_likelihood(lambda t, y: flow(p, t, y, cloud), x, grid, start, lambda t, y: y[:, 0])
+
+
+def test_weights_belong_into_the_cloud(x, cloud):
+    with pytest.raises(ValueError, match=r"^log_w: got .*; need None"):
+        flow(FAMILIES["VP"], 0.5, x, prepare(cloud), torch.zeros(len(cloud)))
+    with pytest.raises(ValueError, match=r"^data: got .*; need 2 columns"):
+        flow(FAMILIES["VP"], 0.5, x[:, :2], prepare(cloud))

@@ -16,13 +16,12 @@ def attention(x: Tensor, cloud: Cloud, sigma: Tensor, fused: bool) -> GaussianPo
     """Attention on augmented vectors, in the lowest precision that meets the tolerances."""
     dtype, centred = x.dtype, x - cloud.centre
     reduced = x.is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32"  # the user's choice for other products
-    exact = x.double() - cloud.centre.double()
-    own = exact.square().sum(1) / (2 * sigma.double() ** 2)  # may be far larger than log_z
     if dtype == torch.float32 and not reduced and products_are_enough(
             centred.norm(dim=1), cloud.radius, sigma, cloud.heaviest, torch.finfo(dtype).eps):
         x, terms = centred, cloud.single
     else:
-        x, terms = exact, cloud.double
+        x, terms = x.double() - cloud.centre.double(), cloud.double
+    own = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64).square() / (2 * sigma.double() ** 2)
     precision = (1 / sigma.to(x.dtype) ** 2).expand(len(x))[:, None]
     weighted = torch.zeros_like(precision) if cloud.log_w is None else torch.ones_like(precision)
     q = padded(terms.keys.shape[1], x * precision, -precision / 2, weighted)
@@ -30,7 +29,7 @@ def attention(x: Tensor, cloud: Cloud, sigma: Tensor, fused: bool) -> GaussianPo
     columns = cloud.v.shape[1]
     mean = average[:, :columns]
     spread = average[:, -2] - mean.square().sum(1)
-    log_z = lse.double() - own - (math.log(len(cloud)) if cloud.log_w is None else 0)
+    log_z = lse.double() - own - (math.log(len(cloud)) if cloud.log_w is None else 0)  # own may be far larger
     mean = mean + cloud.origin.to(mean)
     return GaussianPosterior(log_z.to(dtype), mean.to(dtype), spread.clamp_min(0).to(dtype))
 

@@ -30,8 +30,8 @@ class Cloud:
     """
 
     y: Tensor  # (N, D)
-    log_w: Tensor | None  # (N,) finite; None: −log N each
-    values: Tensor | None  # (N, V)
+    log_w: Tensor | None = None  # (N,) finite; None: −log N each
+    values: Tensor | None = None  # (N, V)
     rounded: bool = False  # given in bfloat16
 
     def __len__(self) -> int:

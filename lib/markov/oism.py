@@ -15,8 +15,9 @@ the formulas were derived for this library and are tested against quadrature.
 """
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -25,9 +26,11 @@ from torch import Tensor, nn
 from lib.base import check
 from lib.base.shapes import column
 from lib.markov.process import Process
+from lib.solve import Flow
 
 LARGEST_BASIS = 5000  # functions in one linear system
 LARGEST_CONDITION = 1e13
+LEVELS = 2048  # noise levels that a fit remembers
 SHRINKAGES = (0.0, 1e-4, 1e-3, 1e-2, 1e-1)  # tried where held-out data choose
 
 
@@ -51,7 +54,10 @@ class OISM:
     shrinkage: float
     tails: float
     held_out: OISM | None = None
-    levels: dict[float, tuple[Tensor, ...]] = field(default_factory=dict, init=False, repr=False)  # what τ have cost
+    levels: Callable[[float], tuple[Tensor, ...]] = field(init=False, repr=False)  # `_level`, with a memory
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "levels", functools.lru_cache(LEVELS)(self._level))
 
     def gram(self, tau: float) -> Tensor:
         """A_τ, symmetric, (GM, GM)."""
@@ -65,12 +71,12 @@ class OISM:
 
     def coefficients(self, tau: float) -> Tensor:
         """α_τ = A_τ⁻¹b_τ of f ≈ log dρ_τ/dπ, (GM,); solved in float64, once for each τ."""
-        return self._pick(self._level(tau)[0]).flatten()
+        return self._pick(self.levels(float(tau))[0]).flatten()
 
     def loss(self, tau: float, data: OISM) -> float:
         """α·Aα − 2b·α with A and b from the moments of `data` (same basis): Fisher divergence up to a constant."""
         moments = data._moments_at(tau, data.shrinkage)
-        return float(_loss(self._pick(self._level(tau)[0]), data._gram(moments), data._rhs(moments)).sum())
+        return float(_loss(self._pick(self.levels(float(tau))[0]), data._gram(moments), data._rhs(moments)).sum())
 
     def score(self, tau: float | Tensor, x: Tensor) -> Tensor:
         """∇log ρ_τ(x), shape (B, d), for τ a number or (B,); each distinct τ is solved for once and kept."""
@@ -81,13 +87,22 @@ class OISM:
         """∇·score in closed form, shape (B,)."""
         return (self._expand(tau, x)[2] - self.process.pull).sum(1).to(x.dtype)
 
+    def flow(self, tau: float | Tensor, x: Tensor) -> Flow:
+        """Probability flow dx/dτ = −C∇f, (B, d), and its divergence, (B,), from one expansion.
+
+        It leads from the data at small τ to π at large τ; `solve.log_likelihood` takes it as it is.
+        """
+        _, slope, curve = self._expand(tau, x)
+        rates = -self.rates.flatten()
+        return Flow(((rates * slope) @ self.frame.T).to(x.dtype), (rates * curve).sum(1).to(x.dtype))
+
     def velocity(self, tau: float | Tensor, x: Tensor) -> Tensor:
-        """Probability flow dx/dτ = −C∇f, shape (B, d): from the data at small τ to π at large τ."""
-        return ((-self.rates.flatten() * self._expand(tau, x)[1]) @ self.frame.T).to(x.dtype)
+        """The velocity of `flow`, (B, d)."""
+        return self.flow(tau, x).velocity
 
     def divergence(self, tau: float | Tensor, x: Tensor) -> Tensor:
-        """∇·velocity in closed form, shape (B,): what `solve.log_likelihood` adds up."""
-        return (-self.rates.flatten() * self._expand(tau, x)[2]).sum(1).to(x.dtype)
+        """The divergence of `flow`, (B,)."""
+        return self.flow(tau, x).divergence
 
     @property
     def order(self) -> int:
@@ -135,18 +150,15 @@ class OISM:
         second = nn.functional.pad(self.process.curvatures(self.order), (0, self.order))
         return -self._pick(self._sum_over_axes(moments, second, torch.eye(*second.shape)))
 
-    def _level(self, tau: float | Tensor) -> tuple[Tensor, ...]:
+    def _level(self, tau: float) -> tuple[Tensor, ...]:
         """α on the grid of orders (G, K + 1, …); slope (G, p, p) and beginnings (G, p) of the Gaussian tails."""
-        tau = float(tau)
-        if tau not in self.levels:
-            alpha = self.moments.new_zeros(len(self.rates), *[self.order + 1] * self.index.shape[1])
-            alpha[(slice(None), *self.index.T)] = self._solve(tau)
-            r, variance = (-tau * self.rates).exp(), -torch.expm1(-2 * tau * self.rates)
-            precision = torch.linalg.inv(r[:, :, None] * self.covariance * r[:, None] + torch.diag_embed(variance))
-            excess = self.process.pull * torch.eye(r.shape[1]).to(r) - precision
-            reach = self.tails * variance.sqrt()
-            self.levels[tau] = alpha, excess, r * self.low - reach, r * self.high + reach
-        return self.levels[tau]
+        alpha = self.moments.new_zeros(len(self.rates), *[self.order + 1] * self.index.shape[1])
+        alpha[(slice(None), *self.index.T)] = self._solve(tau)
+        r, variance = (-tau * self.rates).exp(), -torch.expm1(-2 * tau * self.rates)
+        precision = torch.linalg.inv(r[:, :, None] * self.covariance * r[:, None] + torch.diag_embed(variance))
+        excess = self.process.pull * torch.eye(r.shape[1]).to(r) - precision
+        reach = self.tails * variance.sqrt()
+        return alpha, excess, r * self.low - reach, r * self.high + reach
 
     def _solve(self, tau: float) -> Tensor:
         """α, (G, M): with the given shrinkage, or with the order and shrinkage that held-out moments prefer."""
@@ -181,10 +193,10 @@ class OISM:
         if isinstance(tau, Tensor) and tau.dim():
             column(tau, x)
             distinct, which = tau.unique(return_inverse=True)
-            parts = zip(*map(self._level, distinct), strict=True)
+            parts = zip(*map(self.levels, distinct.tolist()), strict=True)
             alpha, excess, low, high = (torch.stack(part)[which] for part in parts)
         else:
-            alpha, excess, low, high = (part[None] for part in self._level(tau))
+            alpha, excess, low, high = (part[None] for part in self.levels(float(tau)))
         u = (x.double() @ self.frame).reshape(len(x), *self.rates.shape)
         near = torch.maximum(torch.minimum(u, high), low)
         value, slope = self.process.line(near, alpha.shape[-1] - 1)
