@@ -21,7 +21,7 @@ def attention(x: Tensor, cloud: Cloud, sigma: Tensor, fused: bool) -> GaussianPo
         x, terms = centred, cloud.single
     else:
         x, terms = x.double() - cloud.centre.double(), cloud.double
-    own = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64).square() / (2 * sigma.double() ** 2)
+    own = x.double().square().sum(1) / (2 * sigma.double() ** 2)
     precision = (1 / sigma.to(x.dtype) ** 2).expand(len(x))[:, None]
     weighted = torch.zeros_like(precision) if cloud.log_w is None else torch.ones_like(precision)
     q = padded(terms.keys.shape[1], x * precision, -precision / 2, weighted)
