@@ -21,7 +21,8 @@ def benchmark(tmp_path, monkeypatch) -> ModuleType:
     for name, value in {"RESULTS": tmp_path / "results", "SIZES": [(40, 90), (50, 300)], "REPEATS": 2,
                         "rates": lambda: dict.fromkeys(("bytes", "operations", "products", "exps"), 1e9)}.items():
         monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr(sys, "argv", ["reduction.py", "--dims", "2", "64", "--methods", "ours", "torch", "sdpa"])
+    methods = ["ours", "prepared", "torch", "sdpa"]
+    monkeypatch.setattr(sys, "argv", ["reduction.py", "--dims", "2", "64", "--methods", *methods])
     return module
 
 
@@ -30,7 +31,7 @@ def test_it_writes_what_it_measured_and_keeps_the_rest(benchmark, capsys, monkey
     file, = benchmark.RESULTS.iterdir()
     with file.open(encoding="utf-8") as f:
         rows = list(csv.DictReader(f))
-    assert len(rows) == 2 * 2 * 2 * 3  # dimensions, sizes, passes, methods
+    assert len(rows) == 2 * 2 * (2 * 3 + 1)  # dimensions, sizes, passes and methods; prepared forward only
     assert all(float(row["error"]) <= 1 and float(row["processor_ms"]) >= 0 for row in rows)
     assert {row["torch"] for row in rows} == {torch.__version__}
     monkeypatch.setattr(sys, "argv", ["reduction.py", "--dims", "2", "--methods", "ours"])
