@@ -13,6 +13,7 @@ import csv
 import os
 import re
 import subprocess
+import symtable
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ from pipeline.files import Refused
 
 SECONDS = 180  # for one exercise
 SAID = re.compile(r"^exercise \S+: (not attempted|correct|not yet)(?: \((.*)\))?$", re.MULTILINE)
+FUNCTIONS = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
+PLAIN = *FUNCTIONS, ast.Assign, ast.Import, ast.ImportFrom
 MUTATING = {"append", "extend", "update", "add", "insert", "setdefault", "pop", "remove", "clear", "sort"}
 
 
@@ -50,26 +53,49 @@ def statements(notebook: nbformat.NotebookNode) -> Iterator[ast.stmt | str]:
 
 
 def needed(target: ast.stmt, before: list[ast.stmt]) -> list[ast.stmt]:
-    """Those statements that the target needs, directly or not, and the target."""
-    names, chosen, grown = loaded(target), set(), True
-    while grown:
-        grown = False
-        for position, statement in enumerate(before):
-            if position not in chosen and (made(statement) & names or sets_the_scene(statement)):
-                chosen.add(position)
-                names |= loaded(statement)
-                grown = True
-    return [before[position] for position in sorted(chosen)] + [target]
+    """Those statements that the target needs, directly or not, and the target.
+
+    Backwards, a plain binding of a needed name ends the search for it; what functions read is needed when they are
+    called, so at the target.
+    """
+    later, chosen = loaded(target), {}
+    while True:
+        names, deferred, chosen = set(later), set(later), {}
+        for position in reversed(range(len(before))):
+            statement = before[position]
+            if not (made(statement) & names or sets_the_scene(statement)):
+                continue
+            chosen[position] = statement
+            if isinstance(statement, PLAIN) and not changes(statement):
+                names -= made(statement)
+            names |= loaded(statement)
+            deferred |= loaded(statement) if isinstance(statement, FUNCTIONS) else set()
+        if deferred == later:
+            return [chosen[position] for position in sorted(chosen)] + [target]
+        later = deferred
 
 
 def loaded(statement: ast.stmt) -> set[str]:
-    """Names that a statement reads, in nested functions too."""
-    return {node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    """Names of the top level that a statement reads, in nested functions too; not what is local to those."""
+    pending, found = [symtable.symtable(ast.unparse(statement), "cell", "exec")], set()
+    while pending:
+        table = pending.pop()
+        top = table.get_type() == "module"
+        found |= {one.get_name() for one in table.get_symbols() if one.is_referenced() and (top or one.is_global())}
+        pending += table.get_children()
+    return found
+
+
+def changes(statement: ast.stmt) -> bool:
+    """Whether a binding also changes an object that was there, as `a[0] = 1` does."""
+    targets = statement.targets if isinstance(statement, ast.Assign) else []
+    return any(isinstance(node, (ast.Subscript, ast.Attribute)) and isinstance(node.ctx, ast.Store)
+               for target in targets for node in ast.walk(target))
 
 
 def made(statement: ast.stmt) -> set[str]:
     """Names that a statement binds at the top level, or whose object it changes."""
-    if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+    if isinstance(statement, FUNCTIONS):
         return {statement.name}
     found: set[str] = set()
     for node in ast.walk(statement):
