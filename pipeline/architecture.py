@@ -14,7 +14,7 @@ from pipeline.files import replace
 # From the ground up; rooms of one floor have no circle among them, and stand from left to right as here.
 FLOORS = {
     "base": ("base",),
-    "core": ("data", "affine", "metrics", "kernels", "path", "solve", "fit", "nets"),
+    "core": ("data", "affine", "metrics", "kernels", "path", "solve", "fit", "nets", "judge", "latents"),
     "models": ("toys", "posterior", "kinetic", "transport", "interpolant", "markov", "difference", "bridge"),
     "notebooks": ("chapter", "pipeline"),
 }

@@ -67,11 +67,12 @@ def _imports(source: str, package: str) -> tuple[str, ...]:
 
 
 def fingerprint(name: str, notebook: nbformat.NotebookNode) -> dict[str, dict[str, str]]:
-    """SHA-256 of each imported `lib` module and of the chapter's long-run results, and versions of packages."""
+    """SHA-256 of each imported `lib` module, of what long runs left for them and for the chapter, and versions."""
     cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     modules, packages = imported(cells, files.ROOT / "lib")
     names = {owner for package in packages for owner in _distributions().get(package, [])}
-    full = sorted(file for file in (files.ROOT / "full" / "results" / name).rglob("*") if file.is_file())
+    full = sorted(file for room in (name, *modules) for file in (files.ROOT / "full" / "results" / room).rglob("*")
+                  if file.is_file())
     if "data" in modules:
         modules["data.sha256"] = files.ROOT / DATA
     return {"lib": {module: sha256(file) for module, file in modules.items()},

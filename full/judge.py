@@ -1,0 +1,92 @@
+"""The judge: train the classifier of `lib.judge` on MNIST, and measure the floors of everything it will say.
+
+    python full/judge.py
+
+Training is Adam with shifts of the pictures by up to two pixels.  Written under full/results/judge/:
+judge.safetensors (half precision) and judge.json: accuracy on the test set, and the report of real pictures (training
+against test, one half of test against the other), of blurred and noisy ones, of copies and of pure noise, with seed,
+steps, hardware, versions and command.  Killed at any moment, the same command goes on from its last checkpoint.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import sys
+
+import torch
+from safetensors.torch import save_file
+from scipy.ndimage import gaussian_filter
+from torch import Tensor, nn
+
+from lib import data, judge
+from lib.fit import fit
+
+OUT = judge.WEIGHTS.parent
+SHIFT = 2
+
+
+def objective(x: Tensor, label: Tensor, batch: int):
+    """Cross-entropy of a batch of pictures, all shifted by the same few pixels."""
+    image = nn.functional.pad(x.reshape(-1, 28, 28), (SHIFT,) * 4)
+
+    def loss(model: nn.Module, g: torch.Generator) -> Tensor:
+        rows = torch.randint(len(x), (batch,), generator=g, device=g.device)
+        down, right = torch.randint(2 * SHIFT + 1, (2,), generator=g, device=g.device).tolist()
+        return nn.functional.cross_entropy(model(image[rows, down:down + 28, right:right + 28].flatten(1)), label[rows])
+
+    return loss
+
+
+def floors(train: Tensor, test: Tensor, net: judge.Judge) -> dict[str, dict[str, float]]:
+    """Reports of pictures whose quality is known; training pictures are judged as samples, so they are all copies."""
+    g, n, known = torch.Generator().manual_seed(1), len(test), train[len(test):3 * len(test)]
+    one, other = test.split(n // 2)
+    blur = lambda s: torch.from_numpy(gaussian_filter(one.reshape(-1, 28, 28), s, axes=(1, 2))).flatten(1)
+    cases = {
+        "training against test": (train[:n], test), "one half of test against the other": (one, other),
+        "copies of training pictures": (known[:n], test),
+        "ten pictures, repeated": (test[:10].repeat(n // 10, 1), test),
+        **{f"blurred by {s} pixels": (blur(s), other) for s in (0.5, 1.0, 2.0)},
+        **{f"noise of {s}": (one + s * torch.randn(one.shape, generator=g), other) for s in (0.1, 0.2, 0.4)},
+        "pure noise": (torch.rand(test.shape, generator=g), test),
+    }
+    seen, real = judge.view(known, net), {id(x): judge.view(x, net) for x in (test, other)}
+    return {name: {key: round(float(value), 4)
+                   for key, value in judge.report(judge.view(a, net), real[id(b)], seen)._asdict().items()}
+            for name, (a, b) in cases.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    mnist, device = data.mnist(), torch.device(options.device)
+    train, test = (part.x / 255 for part in (mnist.train, mnist.test))
+    g = torch.Generator(device).manual_seed(options.seed)
+    net = judge.Judge(generator=torch.Generator().manual_seed(options.seed)).to(device)
+    model, _ = fit(net, objective(train.to(device), mnist.train.label.to(device), options.batch), options.steps,
+                   generator=g, lr=2e-3, ema=0.99, name="judge", checkpoints=OUT.parents[1] / "checkpoints")
+    OUT.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.half().cpu().contiguous() for key, value in model.state_dict().items()}, judge.WEIGHTS)
+    judge.load.cache_clear()
+    net = judge.load()  # as everybody else will have it
+    right = {name: round(float((judge.view(part.x / 255, net).label == part.label).double().mean()), 4)
+             for name, part in mnist._asdict().items()}
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    result = {"what": "classifier of MNIST whose features judge samples", "accuracy": right,
+              "floors": floors(train, test, net), "command": shlex.join(["python", *sys.argv]),
+              "settings": {key: value for key, value in vars(options).items() if key != "device"},
+              "hardware": f"{hardware} of {os.cpu_count()}, {platform.machine()}",
+              "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]}}
+    (OUT / "judge.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"accuracy {right}; wrote {OUT.relative_to(OUT.parents[2])}")
+
+
+if __name__ == "__main__":
+    main()
