@@ -109,6 +109,7 @@ def test_the_skeleton_runs_passes_its_tests_and_those_of_every_notebook(root: Pa
     assert {file.name for file in (made / "figures").iterdir()} == {"gallery.png"}
     assert re.findall(r"exercise (\d): (not attempted|correct|not yet)", printed) == [
         (str(n), word) for n in range(1, 5) for word in ("not attempted", "correct")]
+    shutil.copytree(HOUSE / "docs", root / "docs")  # the published record
     shutil.copyfile(made / f"{NAME}.ipynb", root / "notebooks" / f"{NAME}.ipynb")
     for name in ("conftest.py", "tree.py", "test_published.py"):
         shutil.copyfile(HOUSE / "tests" / name, root / "tests" / name)
