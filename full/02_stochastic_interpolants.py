@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lib import affine, data, metrics, solve
+from lib import affine, data, metrics, solve, transport
 from lib import interpolant as si
 from lib.fit import fit
 from lib.nets import MLP, ConvNet
@@ -63,7 +63,8 @@ def run(coupling: str | None, seed: int, options: argparse.Namespace) -> dict:
         pixels = (counts[rows] + torch.rand((options.batch, 64), generator=g, device=device)) / 17
         return torch.randn((options.batch, 64), generator=g, device=device), scale(pixels)
 
-    model, history = fit(net, si.objective(si.linear(), ends, coupling=coupling), options.steps, generator=g, lr=2e-3,
+    pairs = ends if coupling is None else transport.coupled(ends, coupling)
+    model, history = fit(net, si.objective(si.linear(), pairs), options.steps, generator=g, lr=2e-3,
                          ema=1 - 20 / options.steps, name=f"{coupling or 'independent'}, seed {seed}")
     noise = torch.randn(len(held_out), 64, generator=torch.Generator().manual_seed(1000 + seed)).to(device)
     result = {"seed": seed, "path length": round(float(history["length"][-500:].mean()), 3)}

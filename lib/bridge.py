@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from lib import solve
 from lib.base import check
+from lib.base import draw as draws
 from lib.fit import fit
 from lib.nets import MLP
 from lib.solve import Field
@@ -155,7 +156,7 @@ def train_dsbm(x0: Tensor, x1: Tensor, sigma: float, *, generator: torch.Generat
     regress = network() if regress is None else regress
     forward = backward = None
     ends = _choose(x1, paths, generator)
-    noise = torch.randn(ends.shape, generator=generator, dtype=ends.dtype, device=ends.device)
+    noise = draws.normal(ends, generator)
     pairs = (ends + sigma * noise if start == "reference" else _choose(x0, paths, generator)), ends
     history: list[Iteration] = []
     for n in range(1, iterations + 1):
@@ -206,7 +207,7 @@ def reversal_pairs(drift: Field, sigma: float, x: Tensor, times: Tensor, generat
     states = path[1:].flatten(0, 1)
 
     def draw(n: int | None, generator: torch.Generator) -> Pairs:
-        i = _indices(n, len(t), generator)
+        i = _indices(n, len(t), generator).to(t.device)
         return Pairs(t[i], states[i], target[i], weight[i])
 
     return draw
@@ -221,11 +222,11 @@ def bridge_pairs(x0: Tensor, x1: Tensor, sigma: float, times: Tensor, direction:
     low, high = (0.0, float(times[-2])) if direction == "forward" else (float(times[1]), 1.0)
 
     def draw(n: int | None, generator: torch.Generator) -> Pairs:
-        i = _indices(n, len(x0), generator)
-        options = {"generator": generator, "dtype": x0.dtype, "device": x0.device}
-        t, z = low + (high - low) * torch.rand(len(i), 1, **options), torch.randn(len(i), x0.shape[1], **options)
-        x = (1 - t) * x0[i] + t * x1[i] + sigma * (t * (1 - t)).sqrt() * z
-        target = (x1[i] - x) / (1 - t) if direction == "forward" else (x0[i] - x) / t
+        i = _indices(n, len(x0), generator).to(x0.device)
+        start, end = x0[i], x1[i]
+        t, z = low + (high - low) * draws.uniform(start[:, :1], generator), draws.normal(start, generator)
+        x = (1 - t) * start + t * end + sigma * (t * (1 - t)).sqrt() * z
+        target = (end - x) / (1 - t) if direction == "forward" else (start - x) / t
         return Pairs(t[:, 0], x, target, torch.ones_like(t[:, 0]))
 
     return draw
@@ -279,7 +280,7 @@ def _indices(n: int | None, size: int, generator: torch.Generator) -> Tensor:
 
 
 def _choose(x: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    return x[_indices(n, len(x), generator)]
+    return x[_indices(n, len(x), generator).to(x.device)]
 
 
 def _check(x0: Tensor, x1: Tensor, sigma: float, generator: torch.Generator, iterations: int, times: Tensor | None,

@@ -23,18 +23,17 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from lib import path as paths
 from lib import solve
-from lib.base import check
+from lib.base import check, draw
 from lib.base.shapes import as_time, column
 from lib.path import Path
 from lib.solve import Field
-from lib.transport import couple
 
 OfTime = Callable[[Tensor], Tensor]  # from a 0-d or (B,) tensor to the same shape
 Ends = Callable[[torch.Generator], tuple[Tensor, Tensor]]  # draws x0 and x1, (B, D) each
@@ -42,13 +41,24 @@ END = 1e-4  # training times keep this distance from 0 and 1, where γ′ and 1/
 
 
 @dataclass(frozen=True)
-class Interpolant(Path):
-    """A path between any two densities: the two coefficients of `Path`, and the variance γ² of a latent.
+class Interpolant:
+    """A path between any two densities: how the ends mix, and the variance γ² of a latent.
 
     `latent` is γ²(t), smooth where γ is not; None for no latent.  With it, `point` and `velocity` need z.
+    It is not a `Path`, whose only noise is x_0: where that is so, `one_sided()` is the Path.
     """
 
+    ends: Path  # a x_1 + m x_0
     latent: OfTime | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.ends, Path):
+            check.refuse("ends", type(self.ends).__name__, "a Path, as in Interpolant(Path(a, m), latent)")
+
+    @property
+    def name(self) -> str:
+        """That of the ends."""
+        return self.ends.name
 
     def gamma(self, t: float | Tensor) -> Tensor:
         """γ(t) > 0, shape as t; `ValueError` without a latent and at the ends, where γ = 0."""
@@ -66,14 +76,14 @@ class Interpolant(Path):
 
     def point(self, x0: Tensor, x1: Tensor, t: float | Tensor, z: Tensor | None = None) -> Tensor:
         """x_t = a x_1 + m x_0 + γ z, shape (B, …), for ends of one shape; t is a number or (B,)."""
-        x = super().point(x0, x1, t)
+        x = self.ends.point(x0, x1, t)
         if not self._latent(z, x1):
             return x
         return x + column(self.latent(as_time(t, x1)).sqrt(), z) * z
 
     def velocity(self, x0: Tensor, x1: Tensor, t: float | Tensor, z: Tensor | None = None) -> Tensor:
         """ẋ_t = a′x_1 + m′x_0 + γ′z, whose conditional mean is b; with a latent, refused at the ends."""
-        v = super().velocity(x0, x1, t)
+        v = self.ends.velocity(x0, x1, t)
         if not self._latent(z, x1):
             return v
         return v + column(self.gamma_rate(as_time(t, x1)), z) * z
@@ -81,8 +91,8 @@ class Interpolant(Path):
     def one_sided(self) -> Path:
         """The `Path` of the same ρ_t and b where x_0 ~ N(0, I) apart from x_1: m x_0 + γ z is one noise, √(m² + γ²)."""
         if self.latent is None:
-            return self
-        return Path(self.a, lambda t: (self.m(t).square() + self.latent(t)).sqrt(), f"one-sided {self.name}")
+            return self.ends
+        return Path(self.ends.a, lambda t: (self.ends.m(t).square() + self.latent(t)).sqrt(), f"one-sided {self.name}")
 
     def _latent(self, z: Tensor | None, like: Tensor) -> bool:
         if (z is None) != (self.latent is None):
@@ -95,21 +105,19 @@ class Interpolant(Path):
 
 def linear(latent: OfTime | None = None) -> Interpolant:
     """Straight lines: a = t, m = 1 − t."""
-    line = paths.cond_ot()
-    return Interpolant(line.a, line.m, "linear", latent)
+    return Interpolant(replace(paths.cond_ot(), name="linear"), latent)
 
 
 def trigonometric(latent: OfTime | None = None) -> Interpolant:
     """A quarter circle: a = sin πt/2, m = cos πt/2; without latent, white uncorrelated ends keep their variance."""
-    arc = paths.trigonometric()
-    return Interpolant(arc.a, arc.m, "trigonometric", latent)
+    return Interpolant(paths.trigonometric(), latent)
 
 
 def encoder_decoder() -> Interpolant:
     """x_0 melts into noise by t = ½, then x_1 forms out of it: cos²πt in either half, γ = sin²πt."""
     half = lambda t: torch.cos(math.pi * t).square()
-    return Interpolant(lambda t: half(t) * (t > 0.5), lambda t: half(t) * (t < 0.5), "encoder–decoder",
-                       lambda t: torch.sin(math.pi * t) ** 4)
+    ends = Path(lambda t: half(t) * (t > 0.5), lambda t: half(t) * (t < 0.5), "encoder–decoder")
+    return Interpolant(ends, lambda t: torch.sin(math.pi * t) ** 4)
 
 
 def brownian(scale: float = 1.0) -> OfTime:
@@ -144,7 +152,8 @@ class Learned(nn.Module):
         def corrected(f: OfTime, row: Tensor) -> OfTime:
             return lambda t: f(t) + torch.sin(math.pi * t[..., None] * order) @ row.to(t)
 
-        return Interpolant(corrected(self.start.a, c[0]), corrected(self.start.m, c[1]), "learned", self.start.latent)
+        a, m = (corrected(f, row) for f, row in zip((self.start.ends.a, self.start.ends.m), c, strict=True))
+        return Interpolant(Path(a, m, "learned"), self.start.latent)
 
 
 # --- objectives -------------------------------------------------------------------------------------------
@@ -192,8 +201,7 @@ def antithetic(interpolant: Interpolant, x0: Tensor, x1: Tensor, t: float | Tens
     t = as_time(t, x1)
     if interpolant.latent is None:
         return x0, x1, t, None
-    check.generator("generator", generator)
-    z = torch.randn(x1.shape, generator=generator, dtype=x1.dtype, device=generator.device).to(x1.device)
+    z = draw.normal(x1, generator)
     return torch.cat([x0, x0]), torch.cat([x1, x1]), torch.cat([t, t]) if t.dim() else t, torch.cat([z, -z])
 
 
@@ -204,13 +212,13 @@ def stratified(n: int, generator: torch.Generator) -> Tensor:
     return END + (1 - 2 * END) * (stratum + u) / n
 
 
-def objective(interpolant: Interpolant, ends: Ends, *, coupling: str | None = None, epsilon: float | None = None,
+def objective(interpolant: Interpolant, ends: Ends, *,
               warp: OfTime | None = None) -> Callable[[nn.Module, torch.Generator], dict[str, Tensor]]:
-    """A loss for `fit`: draws `ends(generator)`, couples them, draws stratified times, returns `velocity_loss`.
+    """A loss for `fit`: draws `ends(generator)`, draws stratified times, returns `velocity_loss`.
 
-    coupling, epsilon  go to `transport.couple`, for each batch; None keeps the pairs as drawn.
-    warp               maps uniform times to those trained at, such as t ↦ 1 − (1 − t)², which is Beta(1, ½): it
-                       weighs times and leaves the minimiser alone, but "length" is then a weighted one.
+    ends  pairs (x0, x1) as they are to be joined: `transport.coupled` pairs each batch of another `ends`.
+    warp  maps uniform times to those trained at, such as t ↦ 1 − (1 − t)², which is Beta(1, ½): it
+          weighs times and leaves the minimiser alone, but "length" is then a weighted one.
 
     At its first batch it warns if the interpolant is variance preserving and the ends do not let it be.
     """
@@ -219,8 +227,6 @@ def objective(interpolant: Interpolant, ends: Ends, *, coupling: str | None = No
     def loss(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
         nonlocal warned
         x0, x1 = ends(generator)
-        if coupling is not None:
-            x0, x1 = couple(x0, x1, coupling, epsilon=epsilon, generator=generator)
         if not warned:
             warned = True
             warn_unless_white(interpolant, x0, x1)
@@ -238,7 +244,8 @@ def warn_unless_white(interpolant: Interpolant, x0: Tensor, x1: Tensor) -> None:
     moments, against the least possible.
     """
     quarter = torch.tensor(0.25, dtype=torch.float64)
-    if interpolant.latent is not None or abs(interpolant.a(quarter) ** 2 + interpolant.m(quarter) ** 2 - 1) > 1e-6:
+    path = interpolant.ends
+    if interpolant.latent is not None or abs(path.a(quarter) ** 2 + path.m(quarter) ** 2 - 1) > 1e-6:
         return
     moments = [float(x.double().square().mean()) for x in (x0, interpolant.point(x0, x1, 0.5), x1)]
     if max(abs(moment - 1) for moment in moments) < 0.5:
@@ -255,7 +262,7 @@ def warn_unless_white(interpolant: Interpolant, x0: Tensor, x1: Tensor) -> None:
 # --- what follows from a field ----------------------------------------------------------------------------
 
 
-def score_from_velocity(path: Path, t: float | Tensor, x: Tensor, v: Tensor) -> Tensor:
+def score_from_velocity(path: Path | Interpolant, t: float | Tensor, x: Tensor, v: Tensor) -> Tensor:
     """∇log ρ_t at x (B, D) from the velocity v there, for x_0 ~ N(0, I) apart from x_1; t is a number or (B,).
 
     score = (a v − a′x)/(m(m a′ − m′a)), refused where m = 0 or a/m stands still.  Under a coupling that ties x_0
@@ -301,7 +308,7 @@ def log_density(velocity: Field, t: float, x: Tensor, base_log_p: Callable[[Tens
     return solve.log_likelihood(velocity, x, back, base_log_p, divergence)
 
 
-def gaussian_length(path: Path, variance0: float | Tensor, variance1: float | Tensor,
+def gaussian_length(path: Path | Interpolant, variance0: float | Tensor, variance1: float | Tensor,
                     covariance: float | Tensor = 0.0, *, nodes: int = 400) -> Tensor:
     """Path length ∫E|b|²dt between centred Gaussians of diagonal variances, summed over coordinates, 0-d float64.
 
@@ -310,11 +317,11 @@ def gaussian_length(path: Path, variance0: float | Tensor, variance1: float | Te
     """
     v0, v1, c = (torch.as_tensor(v, dtype=torch.float64).reshape(-1, 1) for v in (variance0, variance1, covariance))
     t = (torch.arange(nodes, dtype=torch.float64, device=v1.device) + 0.5) / nodes
-    latent = getattr(path, "latent", None) or torch.zeros_like
+    path, latent = (path.ends, path.latent) if isinstance(path, Interpolant) else (path, None)
 
     def variance(t: Tensor) -> Tensor:
         a, m = path.a(t), path.m(t)
-        return m**2 * v0 + a**2 * v1 + 2 * a * m * c + latent(t)
+        return m**2 * v0 + a**2 * v1 + 2 * a * m * c + (latent(t) if latent else 0)
 
     V, rate = torch.func.jvp(variance, (t,), (torch.ones_like(t),))
     return (rate.square() / (4 * V)).mean(1).sum()

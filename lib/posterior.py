@@ -45,7 +45,7 @@ def posterior(path: Path, t: float | Tensor, x: Tensor, data: Tensor | Cloud, lo
     """
     a, m = _coefficients(path, t, x)
     cloud = checked("data", data, log_w, like=x)
-    blind = a == 0  # where a = 0 the noise hides everything: an infinite σ, whatever x
+    blind = a < torch.finfo(a.dtype).eps ** 2  # the noise hides everything: an infinite σ, whatever x
     safe = torch.where(blind, torch.ones_like(a), a)
     sigma = torch.where(blind, torch.full_like(a, math.inf), m / safe)
     seen = reduce(x / column(safe, x), cloud, sigma)
@@ -82,6 +82,8 @@ def divergence(path: Path, t: float | Tensor, x: Tensor, data: Tensor | Cloud, l
 
 
 def _coefficients(path: Path, t: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    if not isinstance(path, Path):
+        check.refuse("path", type(path).__name__, "a Path; of an interpolant, what its one_sided() gives")
     check.points("x", x)
     t = as_time(t, x)
     column(t, x)

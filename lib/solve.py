@@ -19,9 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lib.base import check
+from lib.base import check, draw
 
-Field = Callable[[Tensor, Tensor], Tensor]  # f(t, x) -> like x, t 0-d
+Field = Callable[[Tensor, Tensor], Tensor]  # f(t, x), t 0-d: like x, or (B,) where it is a divergence
 METHODS = ("euler", "heun", "rk4", "dopri5")
 
 
@@ -37,6 +37,7 @@ def ode(f: Field, x: Tensor, t: Tensor, method: str = "rk4", *, rtol: float = 1e
 
     t is a 1-D increasing or decreasing grid.  "euler", "heun" and "rk4" step from knot to knot with 1,
     2 and 4 evaluations of f; "dopri5" chooses its own steps to `rtol`, `atol` and reports at the knots.
+    None evaluates f outside the interval of t: torchdiffeq's own default does, in its first guess and its last step.
     """
     check.finite("x", check.floating("x", x))
     t = grid(t, x)
@@ -44,7 +45,9 @@ def ode(f: Field, x: Tensor, t: Tensor, method: str = "rk4", *, rtol: float = 1e
     if method == "dopri5":
         from torchdiffeq import odeint
 
-        return odeint(f, x, t, method="dopri5", rtol=rtol, atol=atol)
+        low, high = t.aminmax()  # its guess of a first step may look beyond the end; no step does, by step_t
+        return odeint(lambda s, y: f(s.clamp(low, high), y), x, t, method="dopri5", rtol=rtol, atol=atol,
+                      options={"step_t": t[-1:]})
     step = {"euler": _euler, "heun": _heun, "rk4": _rk4}[method]
     path = [x]
     for now, later in itertools.pairwise(t):
@@ -87,8 +90,7 @@ def sde(drift: Field, noise: float | Callable[[Tensor], Tensor], x: Tensor, t: T
     for now, later in itertools.pairwise(t):
         h, x = later - now, path[-1]
         g = torch.as_tensor(noise(now) if callable(noise) else noise, dtype=x.dtype, device=x.device)
-        z = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-        path.append(x + h * drift(now, x) + g * h.abs().sqrt() * z)
+        path.append(x + h * drift(now, x) + g * h.abs().sqrt() * draw.normal(x, generator))
     return torch.stack(path)
 
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lib import affine, solve
+from lib import affine, posterior, solve
 from lib import interpolant as si
 from lib import path as paths
 from lib.metrics import bits_per_dim, energy_distance
 from lib.nets import MLP
-from lib.transport import couple
+from lib.path import Path
+from lib.transport import couple, coupled
 
 F64 = torch.float64
 
@@ -56,7 +57,7 @@ class Oracle:
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         gamma2 = self.i.latent(t) if self.i.latent else torch.zeros_like(t)
-        return self.i.a(t), self.i.m(t), gamma2.sqrt()
+        return self.i.ends.a(t), self.i.ends.m(t), gamma2.sqrt()
 
     def seen(self, t: float | Tensor, x: Tensor) -> Seen:
         a, m, gamma = self.coefficients(torch.as_tensor(t, dtype=F64))
@@ -78,7 +79,7 @@ class Oracle:
         return v if self.i.latent is None else v + self.i.gamma_rate(t) * seen.z
 
     def transport(self, t: float | Tensor, seen: Seen) -> Tensor:
-        da, dm = self.i.rates(torch.as_tensor(t, dtype=F64))
+        da, dm = self.i.ends.rates(torch.as_tensor(t, dtype=F64))
         return da * seen.x1 + dm * seen.x0
 
     def score(self, t: float | Tensor, x: Tensor) -> Tensor:
@@ -145,11 +146,11 @@ def test_latent_sizes():
 def test_learned_starts_at_its_start_and_moves():
     t = torch.linspace(0, 1, 7, dtype=F64)
     learned = si.Learned(3, si.linear()).double()
-    assert torch.equal(learned.interpolant().a(t), t)
+    assert torch.equal(learned.interpolant().ends.a(t), t)
     with torch.no_grad():
         learned.corrections[1, 1] = 0.5  # the second mode of m
     i = learned.interpolant()
-    assert torch.allclose(i.m(t), 1 - t + 0.5 * torch.sin(2 * math.pi * t)) and torch.equal(i.a(t), t)
+    assert torch.allclose(i.ends.m(t), 1 - t + 0.5 * torch.sin(2 * math.pi * t)) and torch.equal(i.ends.a(t), t)
 
 
 # --- conditional means ------------------------------------------------------------------------------------
@@ -187,7 +188,7 @@ def test_score_from_velocity(name, t):
     if name == "encoder–decoder" and t <= 0.5:
         pytest.skip("x_1 has not come in: refused")
     p = paths.variance_preserving() if name == "variance preserving" else ALL[name]
-    oracle = Oracle(p if isinstance(p, si.Interpolant) else si.Interpolant(p.a, p.m), (GAUSS, THREE))
+    oracle = Oracle(p if isinstance(p, si.Interpolant) else si.Interpolant(p), (GAUSS, THREE))
     assert torch.allclose(si.score_from_velocity(p, t, X, oracle.b(t, X)), oracle.score(t, X), atol=1e-10, rtol=1e-10)
 
 
@@ -217,10 +218,10 @@ def test_score_from_velocity_fails_under_a_coupling():
 def test_one_sided_folds_the_latent_into_a_gaussian_base(name):
     i, t = ALL[name], torch.tensor(0.35, dtype=F64)
     folded = i.one_sided()
-    reference, same = Oracle(i, (GAUSS, THREE)), Oracle(si.Interpolant(folded.a, folded.m), (GAUSS, THREE))
+    reference, same = Oracle(i, (GAUSS, THREE)), Oracle(si.Interpolant(folded), (GAUSS, THREE))
     assert torch.allclose(reference.b(t, X), same.b(t, X), atol=1e-12)
     assert torch.allclose(reference.seen(t, X).log_p, same.seen(t, X).log_p, atol=1e-12)
-    assert (folded is i) == (i.latent is None)
+    assert (folded is i.ends) == (i.latent is None)
 
 
 # --- objectives -------------------------------------------------------------------------------------------
@@ -317,10 +318,11 @@ class Spy(nn.Module):
 @pytest.mark.parametrize("coupling", [None, "independent", "exact"])
 def test_objective_couples_each_batch(coupling):
     x0, x1, spy = normal(32, 2), normal(32, 2, seed=1) + 1, Spy()
-    still = lambda a, m: si.Interpolant(lambda t: torch.full_like(t, a), lambda t: torch.full_like(t, m))
+    still = lambda a, m: si.Interpolant(Path(lambda t: torch.full_like(t, a), lambda t: torch.full_like(t, m)))
+    ends = lambda g: (x0, x1)
     seen = {}
     for name, (a, m) in {"x0": (0.0, 2.0), "x1": (2.0, 0.0)}.items():
-        si.objective(still(a, m), lambda g: (x0, x1), coupling=coupling)(spy, rng())
+        si.objective(still(a, m), ends if coupling is None else coupled(ends, coupling))(spy, rng())
         seen[name] = spy.x / 2
     assert torch.equal(seen["x0"].sort(0).values, x0.sort(0).values)  # both marginals as multisets
     assert torch.equal(seen["x1"].sort(0).values, x1.sort(0).values)
@@ -374,8 +376,8 @@ def test_gaussian_path_length_is_that_of_the_velocity():
     x, y = i.point(x0, x1, t, z), i.velocity(x0, x1, t, z)
     slope = (x * y).mean(0) / x.square().mean(0)
     sample = (slope * x).square().sum(1)
-    only = si.Interpolant(lambda u: i.a(t + 1e-3 * (u - 0.5)), lambda u: i.m(t + 1e-3 * (u - 0.5)),
-                          latent=lambda u: i.latent(t + 1e-3 * (u - 0.5)))  # the neighbourhood of t, slowed 1000 times
+    near = Path(lambda u: i.ends.a(t + 1e-3 * (u - 0.5)), lambda u: i.ends.m(t + 1e-3 * (u - 0.5)))
+    only = si.Interpolant(near, lambda u: i.latent(t + 1e-3 * (u - 0.5)))  # the neighbourhood of t, slowed 1000 times
     length = si.gaussian_length(only, v0, v1, c) * 1e6
     assert abs(length - sample.mean()) < 4 * sample.std() / math.sqrt(n) * 3  # the slope doubles the error and more
 
@@ -551,9 +553,14 @@ def test_bad_input_is_refused_by_name():
     with refused("generator: got NoneType"):
         si.velocity_loss(lambda t, x: x, latent, x, x, 0.5)
     with refused("x1: got 3 points"):
-        si.objective(plain, lambda g: (x, x[:3]), coupling="exact")(Spy(), rng())
+        si.objective(plain, coupled(lambda g: (x, x[:3]), "exact"))(Spy(), rng())
     with refused("scale: "):
         si.brownian(0.0)
+    with refused("ends: got function; need a Path"):
+        si.Interpolant(lambda t: t, lambda t: 1 - t)
+    for i in (plain, latent):  # γ would be dropped
+        with refused("path: got Interpolant; need a Path; .*one_sided"):
+            posterior.score(i, 0.5, x, z)
     with refused("modes: "):
         si.Learned(0)
     with refused("t: "):

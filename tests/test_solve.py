@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from lib import solve
+from lib import path, posterior, solve, transport
+from lib.markov import house_path
 from lib.nets import MLP
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -49,16 +50,61 @@ def test_dopri5_meets_its_tolerance_at_every_knot():
     for grid in (t, t.flip(0)):
         exact = torch.stack([solution(START, 0.2, s) for s in grid])
         found = [solve.ode(riccati, exact[0], grid, "dopri5", rtol=r, atol=r) for r in (1e-4, 1e-9)]
-        errors = [(path - exact).abs().max() for path in found]
-        assert errors[1] < 1e-7 < errors[0] < 1e-3
+        errors = [(walk - exact).abs().max() for walk in found]
+        assert errors[1] < 1e-7 < errors[0] < 3e-3
+
+
+def watched(f):
+    """f, and the times at which it is evaluated."""
+    times = []
+    return lambda t, x: (times.append(float(t)), f(t, x))[1], times
+
+
+KNOTS = torch.linspace(0, 1, 9, dtype=torch.float64)
+PATHS = [path.cond_ot(), path.trigonometric(), path.variance_preserving(), house_path(),
+         path.from_table(KNOTS, KNOTS**2, 1 - KNOTS)]
+
+
+@pytest.mark.parametrize("ends", [(0.9, 0.0), (0.0, 0.9)])
+@pytest.mark.parametrize("p", PATHS, ids=lambda p: p.name)
+def test_dopri5_stays_inside_its_interval_on_the_exact_field(p, ends, generator):
+    dtype = torch.float32 if p is PATHS[0] else torch.float64
+    data, t = torch.randn(20, 2, generator=generator, dtype=dtype), torch.tensor(ends, dtype=dtype)
+    x = 0.5 * torch.randn(8, 2, generator=generator, dtype=dtype)
+    f, times = watched(lambda s, y: posterior.velocity(p, s, y, data))
+    found = solve.ode(f, x, t, "dopri5", rtol=1e-5, atol=1e-5)[-1]
+    assert min(t) <= min(times) and max(times) <= max(t)
+    fine = solve.ode(lambda s, y: posterior.velocity(p, s, y, data.double()), x.double(),
+                     torch.linspace(*ends, 101, dtype=torch.float64))[-1]
+    assert torch.allclose(found.double(), fine, atol=2e-3)
+    log_p = solve.log_likelihood(f, x, t, lambda y: posterior.posterior(p, ends[1], y, data).log_p,
+                                 lambda s, y: posterior.divergence(p, s, y, data), "dopri5")
+    assert torch.allclose(log_p, posterior.posterior(p, ends[0], x, data).log_p, atol=2e-2)
+    assert min(t) <= min(times) and max(times) <= max(t)
+
+
+@pytest.mark.parametrize("ends", [(0.01, 0.99), (0.99, 0.01)])
+@pytest.mark.parametrize("drift", ["forward_drift", "backward_drift"])
+def test_dopri5_stays_inside_its_interval_on_a_bridge(drift, ends):
+    exact = transport.gaussian_bridge(START[0], torch.eye(2), START[1], A @ A.T, 0.7)
+    f, times = watched(getattr(exact, drift))
+    found = solve.ode(f, START, torch.tensor(ends), "dopri5", rtol=1e-7, atol=1e-7)[-1]
+    assert min(times) >= 0.01 and max(times) <= 0.99
+    assert torch.allclose(found, solve.ode(getattr(exact, drift), START, torch.linspace(*ends, 301))[-1], rtol=2e-3)
+
+
+def test_dopri5_stays_inside_where_the_field_is_nearly_still():
+    f, times = watched(lambda t, x: 1e-4 * x)  # its guess of a first step is then far too long
+    solve.ode(f, START, torch.tensor([0.3, 0.2]), "dopri5")
+    assert min(times) >= 0.2 and max(times) <= 0.3
 
 
 @pytest.mark.parametrize("method", solve.METHODS)
 def test_trajectories_start_at_x_and_follow_uneven_knots(method):
     t = torch.tensor([0.0, 0.1, 0.15, 0.5])
-    path = solve.ode(lambda t, x: torch.ones_like(x), START, t, method)
-    assert path.shape == (4, 2, 2) and torch.equal(path[0], START)
-    assert torch.allclose(path - START, t[:, None, None].expand(4, 2, 2))
+    walk = solve.ode(lambda t, x: torch.ones_like(x), START, t, method)
+    assert walk.shape == (4, 2, 2) and torch.equal(walk[0], START)
+    assert torch.allclose(walk - START, t[:, None, None].expand(4, 2, 2))
 
 
 def test_there_and_back_again():
@@ -103,10 +149,10 @@ def test_ornstein_uhlenbeck_moments(ends, generator):
 
 def test_noise_is_scaled_by_the_root_of_each_step_and_read_at_its_start(generator):
     for t in (torch.tensor([0.1, 0.2, 0.6, 1.0]), torch.tensor([1.0, 0.6, 0.2, 0.1])):
-        path = solve.sde(lambda t, x: torch.zeros_like(x), lambda t: 1 + t, torch.zeros(20_000, 1), t, generator)
-        for k, step in enumerate(path.diff(dim=0)):
+        walk = solve.sde(lambda t, x: torch.zeros_like(x), lambda t: 1 + t, torch.zeros(20_000, 1), t, generator)
+        for k, step in enumerate(walk.diff(dim=0)):
             within(step, 0.0, float((1 + t[k]) ** 2 * (t[k + 1] - t[k]).abs()))
-        steps = path.diff(dim=0)[:, :, 0]
+        steps = walk.diff(dim=0)[:, :, 0]
         assert (torch.corrcoef(steps) - torch.eye(3)).abs().max() < STANDARD_ERRORS / math.sqrt(20_000)
 
 

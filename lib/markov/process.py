@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from lib.affine import Affine
-from lib.base import check
+from lib.base import check, draw
 from lib.base.shapes import column
 from lib.kernels import gaussian_posterior
 from lib.path import Path
@@ -147,7 +147,7 @@ class OrnsteinUhlenbeck(Process):
     def noise(self, x: Tensor, tau: float | Tensor, generator: torch.Generator) -> Tensor:
         """An exact draw of X_τ from each row of x (B, d); τ a number or (B,)."""
         (r, s), frame = self.scales(tau, x), self.frame.to(x)
-        return (r * (x @ frame) + s * _normal(x, generator)) @ frame.T
+        return (r * (x @ frame) + s * draw.normal(x, generator)) @ frame.T
 
     def transition(self, tau: float | Tensor, x: Tensor, y: Tensor) -> Tensor:
         """log p_τ(y | x) in nats; x and y (…, d) broadcast."""
@@ -157,7 +157,7 @@ class OrnsteinUhlenbeck(Process):
 
     def stationary(self, n: int, generator: torch.Generator) -> Tensor:
         """n draws from π, shape (n, d), float64."""
-        return _normal(torch.empty(n, self.dim, dtype=torch.float64), generator)
+        return draw.normal(torch.empty(n, self.dim, dtype=torch.float64), generator)
 
     def log_stationary(self, x: Tensor) -> Tensor:
         """log π(x) in nats, for x (…, d)."""
@@ -209,7 +209,7 @@ class ReflectedBrownian(Process):
     def noise(self, x: Tensor, tau: float | Tensor, generator: torch.Generator) -> Tensor:
         """An exact draw of X_τ from each row of x (B, d); τ a number or (B,)."""
         tau = check.positive("tau", tau, shape=x.shape[:1], like=x)
-        free = (x + column(2 * tau, x).sqrt() * _normal(x, generator)).remainder(2 * math.pi)
+        free = (x + column(2 * tau, x).sqrt() * draw.normal(x, generator)).remainder(2 * math.pi)
         return torch.minimum(free, 2 * math.pi - free)
 
     def images(self, tau: float, x: Tensor) -> Tensor:
@@ -227,7 +227,7 @@ class ReflectedBrownian(Process):
 
     def stationary(self, n: int, generator: torch.Generator) -> Tensor:
         """n draws from π, shape (n, d), float64."""
-        return math.pi * torch.rand(n, self.dim, generator=generator, dtype=torch.float64)
+        return math.pi * draw.uniform(torch.empty(n, self.dim, dtype=torch.float64), generator)
 
     def log_stationary(self, x: Tensor) -> Tensor:
         """log π(x) = −d log π in nats, for x (…, d) in the box."""
@@ -249,8 +249,3 @@ def into_box(x: Tensor, margin: float = 0.1) -> Affine:
         check.refuse("x", f"{int((low == high).sum())} constant coordinates", "coordinates that vary")
     scale = (high - low) / (math.pi * (1 - 2 * margin))
     return Affine(low - margin * math.pi * scale, scale)
-
-
-def _normal(x: Tensor, generator: torch.Generator) -> Tensor:
-    check.generator("generator", generator)
-    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device).to(x.device)

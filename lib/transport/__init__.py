@@ -10,7 +10,7 @@ from lib.transport.bridges import (
     marginal_kl,
     power,
 )
-from lib.transport.couplings import Sinkhorn, couple, sinkhorn
+from lib.transport.couplings import Sinkhorn, couple, coupled, sinkhorn
 
 __all__ = ["CloudBridge", "GaussianBridge", "MixtureBridge", "Sinkhorn", "cloud_bridge", "conditional_uvp", "couple",
-           "covariance", "gaussian_bridge", "marginal_kl", "power", "sinkhorn"]
+           "coupled", "covariance", "gaussian_bridge", "marginal_kl", "power", "sinkhorn"]

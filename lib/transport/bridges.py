@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from lib.base import check
+from lib.base import check, draw
 from lib.base.shapes import as_time, column
 from lib.kernels import GaussianPosterior, gaussian_posterior
 from lib.transport.couplings import normalised, sinkhorn
@@ -194,8 +194,8 @@ class MixtureBridge:
 
     def sample(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """One y (B, D) for each x (B, D)."""
-        k = torch.multinomial(self._weights(x), 1, generator=generator)[:, 0]
-        z = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        k = torch.multinomial(self._weights(x).to(generator.device), 1, generator=generator)[:, 0].to(x.device)
+        z = draw.normal(x, generator)
         return x + self._gain * (self.centres[k] - x) + math.sqrt(self._gain) * self.std * z
 
     @property

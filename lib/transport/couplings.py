@@ -11,6 +11,7 @@ needs O(n) memory.  A Brownian reference with variance σ² over [0, 1] correspo
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import ot
@@ -21,6 +22,7 @@ from lib.base import check
 from lib.kernels import gaussian_posterior
 
 KINDS = ("independent", "exact", "entropic")
+Ends = Callable[[torch.Generator], tuple[Tensor, Tensor]]  # draws x0 and x1, (B, D) each
 
 
 class Sinkhorn(NamedTuple):
@@ -95,10 +97,11 @@ def couple(x0: Tensor, x1: Tensor, kind: str, *, epsilon: float | None = None,
     check.generator("generator", generator)
     if (kind == "entropic") != (epsilon is not None):
         check.refuse("epsilon", epsilon, 'a number > 0 for kind "entropic" and None otherwise')
-    cost = torch.cdist(x0.double(), x1.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
     if kind == "independent":
         j = torch.randperm(len(x1), generator=generator, device=generator.device)
-    elif kind == "exact":
+        return x0, x1[j.to(x1.device)]
+    cost = torch.cdist(x0.double(), x1.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
+    if kind == "exact":
         j = torch.from_numpy(ot.emd([], [], cost.cpu().numpy(), numItermax=10_000_000).argmax(1))
     else:
         plan = sinkhorn(x0, x1, epsilon, tolerance=1e-3)
@@ -108,3 +111,8 @@ def couple(x0: Tensor, x1: Tensor, kind: str, *, epsilon: float | None = None,
         p = ((plan.g - cost) / epsilon).softmax(1)
         j = torch.multinomial(p.to(generator.device), 1, generator=generator)[:, 0]
     return x0, x1[j.to(x1.device)]
+
+
+def coupled(ends: Ends, kind: str, *, epsilon: float | None = None) -> Ends:
+    """`ends(generator)` -> (x0, x1), with every batch paired by `couple`: a batch of an interpolant's pairs."""
+    return lambda generator: couple(*ends(generator), kind, epsilon=epsilon, generator=generator)
