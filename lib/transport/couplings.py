@@ -21,6 +21,7 @@ from torch import Tensor
 from lib.base import check
 from lib.kernels import gaussian_posterior
 
+STAGE, COARSE = 100, 0.05  # on the way down: at most so many iterations at a temperature, to so loose an error
 KINDS = ("independent", "exact", "entropic")
 Ends = Callable[[torch.Generator], tuple[Tensor, Tensor]]  # draws x0 and x1, (B, D) each
 
@@ -41,9 +42,13 @@ def sinkhorn(x: Tensor, y: Tensor, epsilon: float, *, log_a: Tensor | None = Non
 
     epsilon     temperature > 0, in units of the cost.
     log_a/log_b log-weights of x (n,) and y (m,), each normalised to sum to one; None means equal.
-    iterations  at most so many pairs of updates; one pair is one full iteration of proportional fitting.
+    iterations  at most so many pairs of updates, over all temperatures.
     tolerance   on the marginal error in L¹; `converged` says whether it was reached: never silent.
-    g           (m,) starting potential, for a warm start.
+    g           (m,) potential to start from, at `epsilon` itself and without momentum: the plain iterates of
+                proportional fitting, which start at zero.  None takes the fast road.
+
+    The fast road starts at the squared diameter and halves the temperature (each start is the last one's potential),
+    and at each it extrapolates g by Nesterov's momentum, dropped whenever it points away from the update.
 
     Runs in float64 whatever the input, because g/ε is large; results come back in the input's dtype.
     """
@@ -53,24 +58,38 @@ def sinkhorn(x: Tensor, y: Tensor, epsilon: float, *, log_a: Tensor | None = Non
     check.count("iterations", iterations)
     check.positive("tolerance", tolerance)
     log_a, log_b = normalised("log_a", log_a, x), normalised("log_b", log_b, y)
-    xs, ys, sigma = x.double(), y.double(), math.sqrt(epsilon / 2)
-    g = torch.zeros_like(log_b) if g is None else check.vector("g", g, len(y), like=x).double()
+    clouds = x.double(), y.double(), log_a, log_b
+    if g is not None:
+        start = check.vector("g", g, len(y), like=x).double()
+        f, g, error, _ = _iterate(*clouds, start, epsilon, iterations, tolerance, momentum=False)
+    else:
+        centre = clouds[0].mean(0)
+        g, hot = torch.zeros_like(log_b), sum(float((z - centre).norm(dim=1).max()) for z in clouds[:2]) ** 2
+        while hot > 2 * epsilon and iterations > 1:
+            _, g, _, used = _iterate(*clouds, g, hot, min(STAGE, iterations - 1), COARSE)
+            iterations, hot = iterations - used, hot / 2
+        f, g, error, _ = _iterate(*clouds, g, epsilon, iterations, tolerance)
+    value = (log_a.exp() * f).sum() + (log_b.exp() * g).sum()
+    return Sinkhorn(f.to(x), g.to(x), value.to(x), error.to(x), bool(error <= tolerance))
+
+
+def _iterate(x: Tensor, y: Tensor, log_a: Tensor, log_b: Tensor, g: Tensor, epsilon: float, iterations: int,
+             tolerance: float, momentum: bool = True) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Sinkhorn at one temperature: f that belongs to g exactly, g, the error of their plan, iterations used."""
+    sigma, last, age = math.sqrt(epsilon / 2), g, 0
 
     def soft_min(at: Tensor, points: Tensor, log_w: Tensor, potential: Tensor) -> Tensor:
         return -epsilon * gaussian_posterior(at, points, sigma, log_w=log_w + potential / epsilon).log_z
 
-    for _ in range(iterations):
-        f = soft_min(xs, ys, log_b, g)
-        update = soft_min(ys, xs, log_a, f)
+    for used in range(1, iterations + 1):
+        f = soft_min(x, y, log_b, g)
+        update = soft_min(y, x, log_a, f)
         error = (log_b.exp() * torch.expm1((g - update) / epsilon)).abs().sum()
-        value = (log_a.exp() * f).sum() + (log_b.exp() * g).sum()
-        if error <= tolerance:
-            break
-        g = update
-    else:
-        f = soft_min(xs, ys, log_b, g)
-        value = (log_a.exp() * f).sum() + (log_b.exp() * g).sum()
-    return Sinkhorn(f.to(x), g.to(x), value.to(x), error.to(x), bool(error <= tolerance))
+        if error <= tolerance or (used == iterations and momentum):
+            return f, g, error, used
+        age = age + 1 if momentum and ((update - g) * (update - last)).sum() >= 0 else 0
+        g, last = update + age / (age + 3) * (update - last), update
+    return soft_min(x, y, log_b, g), g, error, used
 
 
 def normalised(name: str, log_w: Tensor | None, points: Tensor) -> Tensor:
