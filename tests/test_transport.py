@@ -69,13 +69,13 @@ def test_what_it_reports_is_true(clouds):
 def test_the_fast_road_ends_where_the_plain_one_does_and_sooner(relative, generator):
     x, y = torch.randn(100, 2, generator=generator), 1 + torch.rand(100, 2, generator=generator)
     epsilon, budget = relative * cost(x, y).mean().item(), 1000
-    fast, plain = sinkhorn(x, y, epsilon, iterations=budget), sinkhorn(x, y, epsilon, iterations=budget, g=torch.zeros(100))
+    fast, plain = (sinkhorn(x, y, epsilon, iterations=budget, g=g) for g in (None, torch.zeros(100)))
     a = torch.full((100,), 0.01)
     plan = plan_of(fast, x, y, epsilon, a, a)
     assert fast.converged and fast.error <= 1e-6
     assert torch.allclose(plan.sum(1), a, atol=1e-12)
     assert (plan.sum(0) - a).abs().sum().item() == pytest.approx(fast.error.item(), rel=1e-5)
-    assert plain.converged == (relative == 1e-1)
+    assert plain.converged == (relative > 1e-3)
     assert plain.value <= fast.value + 1e-9  # the dual rises to its maximum
     exact = ot.emd2([], [], cost(x, y).numpy())
     assert exact < fast.value < exact + epsilon * math.log(100)
