@@ -133,6 +133,7 @@ def test_the_student_edition_needs_no_solution(name: str):
 def _defined(tree: ast.Module) -> set[str]:
     return ({node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
             | {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+            | {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
             | {alias.asname or alias.name.split(".")[0] for node in ast.walk(tree)
                if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names})
 
