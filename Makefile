@@ -42,12 +42,12 @@ check: setup  ## unit tests
 test: setup  ## everything: unit tests, the pipeline on a small project, every notebook re-executed
 	@$(RUN) pipeline test
 
-full: data  ## the runs that need more than a laptop; results are kept in full/
-	@for script in $(wildcard full/*.py); do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
+full: data  ## the runs that need more than a laptop, into full/ (OPTIONS=--overwrite: also over results of other settings)
+	@for script in full/judge.py full/autoencoder.py $(sort $(wildcard full/[0-9]*.py)) full/train.py; do echo "== $$script"; $(VENV)/bin/python $$script $(OPTIONS) || exit 1; done
 
 bench: setup  ## side-by-side timings against peers
 	@$(RUN) pip --disable-pip-version-check install -qq -r benchmarks/requirements.txt
-	@for script in $(wildcard benchmarks/*.py); do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
+	@for script in $(filter-out %/common.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
 
 lab: setup  ## read and run the notebooks (OPTIONS=--no-browser and the like are passed to JupyterLab)
 	@$(RUN) pipeline lab $(OPTIONS)

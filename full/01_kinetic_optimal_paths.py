@@ -10,25 +10,17 @@ hardware, versions and command.  The chapter reads that file.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import shlex
-import sys
-from pathlib import Path as File
 
+import common
 import torch
 
 from lib import affine, data, kinetic, metrics, path, solve
 from lib.fit import fit
 from lib.nets import MLP, ConvNet
 
-OUT = File(__file__).resolve().parent / "results" / File(__file__).stem / "digits.json"
-
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser = common.parser(__doc__, __file__, seeds=5)
     parser.add_argument("--steps", type=int, default=20_000, help="gradient steps for each path and seed")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--network", choices=("conv", "mlp"), default="conv")
@@ -36,8 +28,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--floor", type=float, default=0.1, help="of γ for the kinetic-optimal paths")
     parser.add_argument("--held-out", type=int, default=300, help="test digits whose likelihood is evaluated")
     parser.add_argument("--ode-steps", type=int, default=50, help="Runge–Kutta steps of the likelihood")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args()
+    return common.options(parser)
 
 
 def paths(train: torch.Tensor, floor: float) -> dict[str, dict]:
@@ -77,13 +68,10 @@ def run(p: path.Path, seed: int, splits: list[torch.Tensor], log_det: float, opt
         directions = torch.Generator().manual_seed(0)
         quality[steps] = {"energy distance": round(metrics.energy_distance(x, held_out), 5),
                           "sliced W2": round(metrics.sliced_wasserstein2(x, held_out, generator=directions), 5)}
-    log_p = solve.log_likelihood(model, test, torch.linspace(1, 0, options.ode_steps + 1), standard_normal)
+    log_p = solve.log_likelihood(model, test, torch.linspace(1, 0, options.ode_steps + 1),
+                                 common.standard_normal)
     return {"seed": seed, "final loss": round(float(history["loss"][-500:].mean()), 5), "quality": quality,
             "bits per pixel": round(metrics.bits_per_dim(log_p.detach() + log_det, 64, 17), 4)}
-
-
-def standard_normal(x: torch.Tensor) -> torch.Tensor:
-    return torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1)
 
 
 def main() -> None:
@@ -92,19 +80,12 @@ def main() -> None:
     scale = affine.normaliser(digits.train.x)
     train, validation, test = (scale(part.x).to(options.device) for part in digits)
     splits = [train, torch.cat([validation, test]), test[:options.held_out]]
-    device = torch.device(options.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
-    result = {
-        "what": "digits, conditional flow matching, the same network, gradient steps and seeds on four paths",
-        "command": shlex.join(["python", *sys.argv]), "hardware": f"{name}, {platform.machine()}",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "settings": {key: value for key, value in vars(options).items() if key != "device"}, "paths": {}}
+    file, what = common.place(options, "digits"), "the same network, gradient steps and seeds on four paths"
+    result = common.head(options, f"digits, conditional flow matching, {what}") | {"paths": {}}
     for name, entry in paths(train, options.floor).items():
         runs = [run(entry["path"], seed, splits, scale.log_det, options) for seed in range(options.seeds)]
         result["paths"][name] = {"energy": entry["energy"], "runs": runs}
-        OUT.parent.mkdir(parents=True, exist_ok=True)
-        OUT.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"wrote {OUT.relative_to(OUT.parents[3])}")
+        common.save(file, result)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,8 @@ reads that file.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import shlex
-import sys
-from pathlib import Path
 
+import common
 import torch
 from torch import Tensor
 
@@ -26,25 +21,18 @@ from lib import interpolant as si
 from lib.fit import fit
 from lib.nets import MLP, ConvNet
 
-OUT = Path(__file__).resolve().parent / "results" / Path(__file__).stem / "digits.json"
 PAIRS = {"independent": None, "batch transport": "exact"}
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser = common.parser(__doc__, __file__, seeds=5)
     parser.add_argument("--steps", type=int, default=20_000, help="gradient steps for each pairing and seed")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--network", choices=("conv", "mlp"), default="conv")
     parser.add_argument("--width", type=int, default=64, help="channels of conv, units of mlp")
     parser.add_argument("--held-out", type=int, default=300, help="test digits whose likelihood is evaluated")
     parser.add_argument("--ode-steps", type=int, default=40, help="Runge–Kutta steps of the likelihood")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args()
-
-
-def standard_normal(x: Tensor) -> Tensor:
-    return torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1)
+    return common.options(parser)
 
 
 def run(coupling: str | None, seed: int, options: argparse.Namespace) -> dict:
@@ -81,25 +69,18 @@ def run(coupling: str | None, seed: int, options: argparse.Namespace) -> dict:
                 end = si.diffuse(model, score, lambda t, c=c: c * (1 - t), noise, grid, g)[-1]
                 end = end + 0.01 * model(grid[-1], end)
                 result["diffusion, 64 steps"][str(c)] = round(metrics.energy_distance(end, held_out), 5)
-        log_p = si.log_density(model, 1.0, test[:options.held_out], standard_normal, steps=options.ode_steps)
+        log_p = si.log_density(model, 1.0, test[:options.held_out], common.standard_normal, steps=options.ode_steps)
     result["bits per pixel"] = round(metrics.bits_per_dim(log_p + scale.log_det, 64, 17), 4)
     return result
 
 
 def main() -> None:
     options = arguments()
-    device = torch.device(options.device)
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
-    result = {
-        "what": "digits from noise, linear interpolant, the same network, gradient steps and seeds for two pairings",
-        "command": shlex.join(["python", *sys.argv]), "hardware": f"{hardware}, {platform.machine()}",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "settings": {key: value for key, value in vars(options).items() if key != "device"}, "pairs": {}}
-    OUT.parent.mkdir(parents=True, exist_ok=True)
+    file, what = common.place(options, "digits"), "the same network, gradient steps and seeds for two pairings"
+    result = common.head(options, f"digits from noise, linear interpolant, {what}") | {"pairs": {}}
     for name, coupling in PAIRS.items():
         result["pairs"][name] = [run(coupling, seed, options) for seed in range(options.seeds)]
-        OUT.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"wrote {OUT.relative_to(OUT.parents[3])}")
+        common.save(file, result)
 
 
 if __name__ == "__main__":

@@ -16,35 +16,27 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
-import os
-import platform
-import shlex
-import sys
-from pathlib import Path
 
+import common
 import torch
 from torch import Tensor
 
 from lib import bridge, transport
 from lib.nets import MLP
 
-OUT = Path(__file__).resolve().parent / "results" / Path(__file__).stem / "bridges.json"
 SHIFT, DIM, COMPONENTS = 0.1, 16, 10
 METHODS = {"DSB": bridge.train_dsb, "DSBM-IPF": functools.partial(bridge.train_dsbm, start="reference"),
            "DSBM-IMF": bridge.train_dsbm}
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = common.parser(__doc__, __file__, seeds=3)
     parser.add_argument("--iterations", type=int, default=5, help="of two regressions each")
     parser.add_argument("--steps", type=int, default=5000, help="gradient steps of each regression")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--width", type=int, default=256, help="of the two hidden layers")
     parser.add_argument("--knots", type=int, default=20, help="steps of the simulated motions")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args()
+    return common.options(parser)
 
 
 def train(method: str, x0: Tensor, x1: Tensor, sigma: float, g: torch.Generator,
@@ -104,28 +96,16 @@ def known_plan(epsilon: float, seed: int, options: argparse.Namespace) -> list[d
 
 def main() -> None:
     options = arguments()
-    device = torch.device(options.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
-    result = {
-        "what": "Schrödinger bridges learned by DSB and DSBM, against closed forms and known plans",
-        "command": shlex.join(["python", *sys.argv]), "hardware": f"{name}, {platform.machine()}",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "settings": {key: value for key, value in vars(options).items() if key != "device"},
-        "gaussians": [], "plans": []}
-
-    def save() -> None:
-        OUT.parent.mkdir(parents=True, exist_ok=True)
-        OUT.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
+    what = "Schrödinger bridges learned by DSB and DSBM, against closed forms and known plans"
+    file, result = common.place(options, "bridges"), common.head(options, what) | {"gaussians": [], "plans": []}
     for seed in range(options.seeds):
         for dim in (5, 20, 50):
             for method in METHODS:
                 result["gaussians"].append(gaussian(method, dim, seed, options))
-                save()
+                common.save(file, result)
         for epsilon in (0.1, 1.0, 10.0):
             result["plans"] += known_plan(epsilon, seed, options)
-            save()
-    print(f"wrote {OUT.relative_to(OUT.parents[3])}")
+            common.save(file, result)
 
 
 if __name__ == "__main__":

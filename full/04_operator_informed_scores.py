@@ -12,14 +12,9 @@ reads these files.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
-import platform
-import shlex
-import sys
-from pathlib import Path as File
 
+import common
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +24,6 @@ from lib.markov import OISM, OrnsteinUhlenbeck, ReflectedBrownian, ScoreNet, fit
 from lib.markov.process import into_box
 from lib.nets import MLP
 
-OUT = File(__file__).resolve().parent / "results" / File(__file__).stem
 SETS = {"two spirals": toys.two_spirals, "8 Gaussians": toys.eight_gaussians, "pinwheel": toys.pinwheel}
 LOW, HIGH, LEVELS = 1e-3, 2.0, 60
 BOX = ReflectedBrownian(2)
@@ -37,8 +31,7 @@ TIMES = torch.logspace(math.log10(LOW), math.log10(HIGH), LEVELS + 1, dtype=torc
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = common.parser(__doc__, __file__, seeds=3)
     parser.add_argument("--steps", type=int, default=20_000, help="gradient steps of each network in the plane")
     parser.add_argument("--digit-steps", type=int, default=20_000, help="gradient steps of each network on digits")
     parser.add_argument("--batch", type=int, default=256)
@@ -47,8 +40,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--held-out", type=int, default=2000)
     parser.add_argument("--order", type=int, default=20, help="cosines per axis of the large basis")
     parser.add_argument("--small-order", type=int, default=6)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args()
+    return common.options(parser)
 
 
 class Walled(nn.Module):
@@ -138,23 +130,13 @@ def milestones(options: argparse.Namespace) -> list[int]:
 
 def main() -> None:
     options = arguments()
-    device = torch.device(options.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
-    head = {
-        "command": shlex.join(["python", *sys.argv]), "hardware": f"{name}, {platform.machine()}",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "settings": {key: value for key, value in vars(options).items() if key != "device"}}
-    OUT.mkdir(parents=True, exist_ok=True)
-    seeds = range(options.seeds)
-    write("digits", head | {"what": "held-out denoising loss per pixel of digits, along the way",
-                            "steps": milestones(options), "runs": [digits(seed, options) for seed in seeds]})
-    write("plane", head | {"what": "held-out log-likelihood in nats of training-free and trained scores in the plane",
-                           "sets": {name: [run(name, seed, options) for seed in seeds] for name in SETS}})
-
-
-def write(name: str, result: dict) -> None:
-    (OUT / f"{name}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"wrote {(OUT / name).relative_to(OUT.parents[2])}.json", flush=True)
+    seeds, files = range(options.seeds), {name: common.place(options, name) for name in ("digits", "plane")}
+    result = common.head(options, "held-out denoising loss per pixel of digits, along the way")
+    result |= {"steps": milestones(options), "runs": [digits(seed, options) for seed in seeds]}
+    common.save(files["digits"], result)
+    what = "held-out log-likelihood in nats of training-free and trained scores in the plane"
+    sets = {name: [run(name, seed, options) for seed in seeds] for name in SETS}
+    common.save(files["plane"], common.head(options, what) | {"sets": sets})
 
 
 if __name__ == "__main__":

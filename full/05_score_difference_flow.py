@@ -9,25 +9,17 @@ distance to the nearest training image, with hardware, versions and command.  Th
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import shlex
-import sys
-from pathlib import Path
 
+import common
 import torch
 from torch import Tensor
 
 from lib import affine, data, difference, metrics
 from lib.nets import MLP
 
-OUT = Path(__file__).resolve().parent / "results" / Path(__file__).stem / "digits.json"
-
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser = common.parser(__doc__, __file__, seeds=5)
     parser.add_argument("--steps", type=int, nargs="+", default=[2500, 10_000, 40_000, 160_000])
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--latent", type=int, default=16)
@@ -37,8 +29,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--low", type=float, default=1.5, help="smallest noise level")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--samples", type=int, default=600, help="generated digits that are judged")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args()
+    return common.options(parser)
 
 
 def judged(x: Tensor, train: Tensor, held_out: Tensor) -> dict[str, float]:
@@ -67,20 +58,13 @@ def main() -> None:
     scale = affine.normaliser(digits.train.x)
     train, validation, test = (scale(part.x).to(options.device) for part in digits)
     held_out = torch.cat([validation, test])
-    device = torch.device(options.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
-    result = {
-        "what": "one-step generator of digits trained by the score-difference flow, kernel form in pixel space",
-        "command": shlex.join(["python", *sys.argv]), "hardware": f"{name}, {platform.machine()}",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "settings": {key: value for key, value in vars(options).items() if key != "device"},
-        "training digits": judged(train[:options.samples], train, held_out), "runs": []}
+    what = "one-step generator of digits trained by the score-difference flow, kernel form in pixel space"
+    file, real = common.place(options, "digits"), judged(train[:options.samples], train, held_out)
+    result = common.head(options, what) | {"training digits": real, "runs": []}
     for steps in options.steps:
         for seed in range(options.seeds):
             result["runs"].append(run(steps, seed, train, held_out, options))
-            OUT.parent.mkdir(parents=True, exist_ok=True)
-            OUT.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"wrote {OUT.relative_to(OUT.parents[3])}")
+            common.save(file, result)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,8 @@ same command goes on from its last checkpoint.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import shlex
-import sys
 
+import common
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -24,7 +20,6 @@ from torch import Tensor, nn
 from lib import data, judge, latents
 from lib.fit import fit
 
-OUT = latents.WEIGHTS.parent
 NOISE, PENALTY = 0.1, 0.05
 
 
@@ -64,36 +59,30 @@ def encode() -> None:
 
 def train(options: argparse.Namespace) -> None:
     """Train, whiten, write the weights in half precision, and report what they keep."""
-    mnist, device = data.mnist(), torch.device(options.device)
+    file, mnist, device = common.place(options, "autoencoder"), data.mnist(), torch.device(options.device)
     x = (mnist.train.x / 255).to(device)
     net = latents.Autoencoder(generator=torch.Generator().manual_seed(options.seed)).to(device)
     model, _ = fit(net, objective(x, options.batch), options.steps, generator=torch.Generator(device).manual_seed(
-        options.seed), lr=2e-3, ema=0.99, name="autoencoder", checkpoints=OUT.parents[1] / "checkpoints")
+        options.seed), lr=2e-3, ema=0.99, name="autoencoder", checkpoints=common.RESULTS.parent / "checkpoints")
     model = model.half().float().cpu()  # whitened as it will be used
     with torch.no_grad():
         model.whiten(torch.cat([model.down(part) for part in x.cpu().split(1000)]))
-    OUT.mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    weights = file.with_suffix(".safetensors")
     half = {name: p.half() for name, p in model.named_parameters()}
-    save_file(half | dict(model.named_buffers()), latents.WEIGHTS)
+    save_file(half | dict(model.named_buffers()), weights)
     latents.load.cache_clear()
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    result = {"what": "autoencoder of MNIST, 32 whitened numbers a picture", "reports": kept(latents.load(), mnist),
-              "command": shlex.join(["python", *sys.argv]),
-              "settings": {key: value for key, value in vars(options).items() if key not in ("device", "encode")},
-              "hardware": f"{hardware} of {os.cpu_count()}, {platform.machine()}",
-              "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]}}
-    (OUT / "autoencoder.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"{result['reports']}; wrote {OUT.relative_to(OUT.parents[2])}")
+    result = common.head(options, "autoencoder of MNIST, 32 whitened numbers a picture")
+    common.save(file, result | {"reports": kept(latents.load(weights), mnist)})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common.parser(__doc__, "latents")
     parser.add_argument("--encode", action="store_true", help="encode MNIST with the weights there are")
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args()
+    options = common.options(parser)
     encode() if options.encode else train(options)
 
 

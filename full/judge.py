@@ -9,13 +9,7 @@ steps, hardware, versions and command.  Killed at any moment, the same command g
 """
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import shlex
-import sys
-
+import common
 import torch
 from safetensors.torch import save_file
 from scipy.ndimage import gaussian_filter
@@ -24,7 +18,6 @@ from torch import Tensor, nn
 from lib import data, judge
 from lib.fit import fit
 
-OUT = judge.WEIGHTS.parent
 SHIFT = 2
 
 
@@ -60,32 +53,28 @@ def floors(train: Tensor, test: Tensor, net: judge.Judge) -> dict[str, dict[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common.parser(__doc__, __file__)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args()
+    options = common.options(parser)
+    file = common.place(options, "judge")
     mnist, device = data.mnist(), torch.device(options.device)
     train, test = (part.x / 255 for part in (mnist.train, mnist.test))
     g = torch.Generator(device).manual_seed(options.seed)
     net = judge.Judge(generator=torch.Generator().manual_seed(options.seed)).to(device)
     model, _ = fit(net, objective(train.to(device), mnist.train.label.to(device), options.batch), options.steps,
-                   generator=g, lr=2e-3, ema=0.99, name="judge", checkpoints=OUT.parents[1] / "checkpoints")
-    OUT.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.half().cpu().contiguous() for key, value in model.state_dict().items()}, judge.WEIGHTS)
+                   generator=g, lr=2e-3, ema=0.99, name="judge", checkpoints=common.RESULTS.parent / "checkpoints")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    weights = file.with_suffix(".safetensors")
+    save_file({key: value.half().cpu().contiguous() for key, value in model.state_dict().items()}, weights)
     judge.load.cache_clear()
-    net = judge.load()  # as everybody else will have it
+    net = judge.load(weights)  # as everybody else will have it
     right = {name: round(float((judge.view(part.x / 255, net).label == part.label).double().mean()), 4)
              for name, part in mnist._asdict().items()}
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    result = {"what": "classifier of MNIST whose features judge samples", "accuracy": right,
-              "floors": floors(train, test, net), "command": shlex.join(["python", *sys.argv]),
-              "settings": {key: value for key, value in vars(options).items() if key != "device"},
-              "hardware": f"{hardware} of {os.cpu_count()}, {platform.machine()}",
-              "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]}}
-    (OUT / "judge.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"accuracy {right}; wrote {OUT.relative_to(OUT.parents[2])}")
+    known = {"accuracy": right, "floors": floors(train, test, net)}
+    common.save(file, common.head(options, "classifier of MNIST whose features judge samples") | known)
+    print(f"accuracy {right}")
 
 
 if __name__ == "__main__":

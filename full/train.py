@@ -12,13 +12,8 @@ at any moment, the same command goes on from its last checkpoint.  In a notebook
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import shlex
-import sys
-from pathlib import Path
 
+import common
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -27,7 +22,6 @@ from lib import affine, data, nets, path
 from lib.base import ranks
 from lib.fit import fit
 
-RESULTS = Path(__file__).resolve().parent / "results" / "train"
 SIDE = 8  # pixels of a digit and of a patch
 
 
@@ -52,7 +46,7 @@ def flow_matching(x1: Tensor, batch: int):
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common.parser(__doc__, __file__, device=False)
     parser.add_argument("--data", choices=("digits", "patches"), default="digits")
     parser.add_argument("--network", choices=("conv", "mlp"), default="conv")
     parser.add_argument("--width", type=int, default=128, help="channels of conv, units of mlp")
@@ -62,13 +56,12 @@ def options() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timeout", type=float, default=600, help="seconds after which a silent rank counts as lost")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    return parser.parse_args()
+    return common.options(parser)
 
 
 def main() -> None:
     given = options()
-    device = ranks.join(given.timeout)
+    given.device = device = ranks.join(given.timeout)
     rank, world = ranks.here()
     train, validation = (x.to(device) for x in examples(given.data))
     kind, size = {"conv": (nets.ConvNet, {"side": SIDE}), "mlp": (nets.MLP, {"dim": SIDE**2})}[given.network]
@@ -80,19 +73,12 @@ def main() -> None:
     if rank == 0:
         with torch.no_grad():
             held_out = flow_matching(validation, len(validation))(model, torch.Generator().manual_seed(1))
-        chip = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
-        launcher = "python" if world == 1 else f"torchrun --nproc-per-node {world}"
-        info = {"what": "velocity network, conditional flow matching on the Cond-OT path",
-                "command": f"{launcher} {shlex.join(['full/train.py', *sys.argv[1:]])}",
-                "hardware": f"{world} × {chip}, {platform.machine()}",
-                "versions": {"python": platform.python_version(), "torch": torch.__version__},
-                "settings": {key: value for key, value in vars(given).items() if key != "out"},
-                "training loss": round(float(history["loss"][-500:].mean()), 5),
-                "validation loss": round(float(held_out), 5)}
-        file = given.out / f"{given.data}-{given.network}.json"
+        info = common.head(given, "velocity network, conditional flow matching on the Cond-OT path")
+        info |= {"training loss": round(float(history["loss"][-500:].mean()), 5),
+                 "validation loss": round(float(held_out), 5)}
+        file = common.place(given, f"{given.data}-{given.network}")
         nets.save(file.with_suffix(".safetensors"), model, **size)
-        file.write_text(json.dumps(info, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        print(f"wrote {file.stem}.safetensors and {file.name}")
+        common.save(file, info)
     if world > 1:
         dist.destroy_process_group()
 

@@ -1,26 +1,21 @@
 """Codes of pictures: white on the training set, undone exactly, read back as the stage has left them."""
 from __future__ import annotations
 
-import importlib.util
 import math
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from tree import script
 
 from lib import data, latents
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
 def training():
     """full/autoencoder.py as a module."""
-    spec = importlib.util.spec_from_file_location("autoencoder", ROOT / "full" / "autoencoder.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script(Path(__file__).resolve().parent.parent / "full" / "autoencoder.py")
 
 
 @pytest.fixture

@@ -1,14 +1,30 @@
 """What tests of the pipeline share: cells, notebooks, chapters with results, a tree to put them in."""
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import nbformat
+import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from pipeline import copies
+
+
+def script(file: Path) -> ModuleType:
+    """A script of full/ or benchmarks/ as a module, with the common.py of its own folder."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(file.parent)
+        sys.modules.pop("common", None)
+        spec.loader.exec_module(module)
+        sys.modules.pop("common", None)
+    return module
 
 
 def code(source: str, *tags: str, **kwargs: object) -> nbformat.NotebookNode:

@@ -1,0 +1,83 @@
+"""What the long runs share: the options all of them have, the head of a result, and a place that loses nothing.
+
+A result is full/results/ROOM/NAME.json.  It says what was run, by which command, on what, and with which settings: the
+options without those that only say where and on what to run.  A run with the settings of the file there replaces it; a
+run with others goes beside it, into NAME_setting-value_….json, or in its place with --overwrite.  The chapters read
+NAME.json alone.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lib.base import ranks
+
+RESULTS = Path(__file__).resolve().parent / "results"
+NO_SETTINGS = ("device", "threads", "timeout", "encode", "out", "overwrite")
+
+
+def parser(doc: str, room: str, *, seeds: int | None = None, device: bool = True) -> argparse.ArgumentParser:
+    """The options of every script of this folder; `room` is a folder of results/ or the script that is named so."""
+    made = argparse.ArgumentParser(description=doc.splitlines()[0])
+    if seeds is not None:
+        made.add_argument("--seeds", type=int, default=seeds, help="runs of each kind, from different seeds")
+    if device:
+        made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    made.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
+    made.add_argument("--out", type=Path, default=RESULTS / Path(room).stem, help="folder of the results")
+    made.add_argument("--overwrite", action="store_true", help="replace results that were made with other settings")
+    return made
+
+
+def options(made: argparse.ArgumentParser) -> argparse.Namespace:
+    """The options given; the CPU's threads are set."""
+    given = made.parse_args()
+    torch.set_num_threads(given.threads)
+    return given
+
+
+def settings(given: argparse.Namespace) -> dict[str, object]:
+    """What the numbers depend on."""
+    return {key: value for key, value in vars(given).items() if key not in NO_SETTINGS}
+
+
+def place(given: argparse.Namespace, name: str) -> Path:
+    """Where a result goes: NAME.json, or a file beside it where that one was made with other settings."""
+    file, mine = given.out / f"{name}.json", settings(given)
+    if given.overwrite or not file.exists() or json.loads(file.read_text(encoding="utf-8"))["settings"] == mine:
+        return file
+    words = {key: "-".join(map(str, value)) if isinstance(value, list) else value for key, value in mine.items()}
+    beside = file.with_name("_".join([name, *(f"{key}-{value}" for key, value in words.items())]) + ".json")
+    print(f"{file.name} was made with other settings and stays (--overwrite replaces it); writing {beside.name}")
+    return beside
+
+
+def head(given: argparse.Namespace, what: str) -> dict[str, object]:
+    """The first lines of a result: what it is, command, hardware, versions and settings."""
+    world = ranks.here()[1]
+    launcher = "python" if world == 1 else f"torchrun --nproc-per-node {world}"
+    threads = torch.get_num_threads()
+    cpu = f"{threads} thread{'s' * (threads > 1)} on {os.cpu_count()} CPU cores"
+    chip = torch.cuda.get_device_name(given.device) if torch.device(given.device).type == "cuda" else cpu
+    return {"what": what, "command": f"{launcher} {shlex.join([f'full/{Path(sys.argv[0]).name}', *sys.argv[1:]])}",
+            "hardware": f"{f'{world} × ' * (world > 1)}{chip}, {platform.machine()}",
+            "versions": {"python": platform.python_version(), "torch": torch.__version__}, "settings": settings(given)}
+
+
+def save(file: Path, result: dict[str, object]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"wrote {file.parent.name}/{file.name}", flush=True)
+
+
+def standard_normal(x: Tensor) -> Tensor:
+    """Log-density of N(0, I) at x (n, d)."""
+    return torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1)
