@@ -13,19 +13,19 @@ the same number of pairs per gradient step and Adam at the same rate.
 Two comparisons: the processor time of one iteration (two fits) at the same number of gradient steps, and the error
 after the same processor time, the paper's steps being scaled down to it.  Processor time, not wall-clock, so that
 other work on the machine matters less.  The error is transport.marginal_kl, the mean KL of Gaussian fits to the
-simulated marginals from the exact ones, and the error of Cov(X_0, X_1).  Results go to benchmarks/results/bridge.csv.
+simulated marginals from the exact ones, and the error of Cov(X_0, X_1).  Results go to benchmarks/results/bridge.csv,
+quick ones to bridge-quick.csv.
 """
 from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import itertools
 import math
-import platform
 import time
-from pathlib import Path
+from collections.abc import Iterator
 
+import common
 import torch
 from torch import Tensor, nn
 
@@ -34,7 +34,6 @@ from lib.bridge import Bridge
 from lib.nets import MLP
 
 DIM, SHIFT, SIGMA, STEPS, BATCH, RATE, ITERATIONS = 5, 0.1, 1.0, 20, 260, 3e-3, 4
-OUT = Path(__file__).resolve().parent / "results" / "bridge.csv"
 
 
 def network(dim: int, generator: torch.Generator) -> MLP:
@@ -77,40 +76,40 @@ def ours(x0: Tensor, x1: Tensor, gradient_steps: int, generator: torch.Generator
                             times=bridge.symmetric_times(STEPS), regress=regress)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a tenth of the gradient steps")
-    gradient_steps = 100 if parser.parse_args().quick else 1000
-    torch.set_num_threads(1)
+def measurements(gradient_steps: int) -> Iterator[common.Row]:
+    """The paper's algorithm and ours with the same gradient steps, and the paper's with the time of ours."""
     generator = torch.Generator().manual_seed(0)
     x0, x1 = (torch.randn(20_000, DIM, generator=generator) + m for m in (SHIFT, -SHIFT))
     ends = torch.full((DIM,), SHIFT), torch.eye(DIM), torch.full((DIM,), -SHIFT), torch.eye(DIM)
     exact = transport.gaussian_bridge(*ends, SIGMA)
 
-    def measured(name: str, train, gradient_steps: int) -> dict[str, object]:
+    def measured(name: str, train, gradient_steps: int) -> common.Row:
         start = time.process_time()
         model = train(x0, x1, gradient_steps, generator.manual_seed(1))
         seconds = (time.process_time() - start) / ITERATIONS
         walk = model.trajectory(x0, "forward", generator.manual_seed(2))
         a, b = walk[0] - walk[0].mean(0), walk[-1] - walk[-1].mean(0)
         cross = float((a * b).mean() - exact.cross_covariance.diagonal().mean())
-        row = {"method": name, "gradient steps per fit": gradient_steps, "seconds per iteration": round(seconds, 2),
-               "marginal KL": round(transport.marginal_kl(exact, model.times, walk), 5),
-               "covariance error": round(cross, 4)}
-        print("  ".join(f"{value!s:>{len(key)}}" for key, value in row.items()), flush=True)
-        return row
+        return {"method": name, "gradient steps per fit": gradient_steps, "seconds per iteration": round(seconds, 2),
+                "marginal KL": round(transport.marginal_kl(exact, model.times, walk), 5),
+                "covariance error": round(cross, 4)}
 
-    print(f"{ITERATIONS} iterations, {platform.machine()}, torch {torch.__version__}, one thread, processor time")
-    print("  ".join(("method", "gradient steps per fit", "seconds per iteration", "marginal KL", "covariance error")))
-    rows = [measured("paper", paper, gradient_steps), measured("ours", ours, gradient_steps)]
+    yield (slow := measured("paper", paper, gradient_steps))
+    yield (fast := measured("ours", ours, gradient_steps))
+    share = fast["seconds per iteration"] / slow["seconds per iteration"]
+    yield measured("paper", paper, max(1, round(gradient_steps * share)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a tenth of the gradient steps")
+    quick = parser.parse_args().quick
+    torch.set_num_threads(1)
+    print(f"{ITERATIONS} iterations, processor time")
+    rows = common.table(measurements(100 if quick else 1000))
     share = rows[1]["seconds per iteration"] / rows[0]["seconds per iteration"]
-    rows.append(measured("paper", paper, max(1, round(gradient_steps * share))))
     print(f"an iteration of ours takes {share:.2f} of the paper's time; the last line had the time of the second")
-    OUT.parent.mkdir(exist_ok=True)
-    with OUT.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    common.save(common.named("bridge", quick), [row | common.made() for row in rows])
 
 
 if __name__ == "__main__":

@@ -9,37 +9,24 @@ cores: moments under 5 s, cached scores under 50 ms.  Writes benchmarks/results/
 """
 from __future__ import annotations
 
-import csv
-import platform
-import statistics
-import time
-from collections.abc import Callable
+import math
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
+from statistics import median
 
+import common
 import torch
 
 from lib import toys
 from lib.markov import ReflectedBrownian, fit_oism, kernel_score
 from lib.markov.process import into_box
 
-OUT = Path(__file__).resolve().parent / "results" / "operator_informed.csv"
 POINTS, QUERIES, FEW, ORDER, TAU = 50_000, 4096, 128, 14, 0.01
-FIELDS = ("what", "milliseconds", "cpu_milliseconds", "allowed")
 
 
-def timed(run: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Median wall-clock and processor time of a call, in milliseconds."""
-    wall, cpu = [], []
-    for _ in range(repeats):
-        start, clock = time.perf_counter(), time.process_time()
-        run()
-        wall.append(1e3 * (time.perf_counter() - start))
-        cpu.append(1e3 * (time.process_time() - clock))
-    return statistics.median(wall), statistics.median(cpu)
 
-
-def main() -> None:
+def measurements() -> Iterator[common.Row]:
+    """Median milliseconds by the clock and of all processors, beside what is allowed."""
     generator = torch.Generator().manual_seed(0)
     x = toys.two_spirals().sample(POINTS, generator, torch.float64)
     z, process = into_box(x)(x), ReflectedBrownian(2)
@@ -53,15 +40,15 @@ def main() -> None:
         f"a known noise level: {QUERIES:,} divergences": (lambda: model.score_divergence(TAU, query), 20, None),
         f"kernel smoothing: {FEW} scores": (lambda: kernel_score(z, process, TAU, query[:FEW]), 1, None),
     }
-    print(f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    OUT.parent.mkdir(exist_ok=True)
-    with OUT.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        table.writeheader()
-        for name, (run, repeats, allowed) in cases.items():
-            wall, cpu = timed(run, repeats)
-            table.writerow(dict(zip(FIELDS, (name, f"{wall:.1f}", f"{cpu:.1f}", allowed), strict=True)))
-            print(f"{name:60} {wall:10.1f} ms  {cpu:10.1f} ms of processor   allowed {allowed}", flush=True)
+    for name, (run, repeats, allowed) in cases.items():
+        clock, processor = (1e3 * median(seconds) for seconds in common.stopwatch(run, repeats, math.inf))
+        yield {"what": name, "milliseconds": f"{clock:.1f}",
+               "cpu_milliseconds": f"{processor * torch.get_num_threads():.1f}", "allowed": allowed}
+
+
+def main() -> None:
+    rows = common.table(measurements(), first=60)
+    common.save(common.named("operator_informed"), [row | common.made() for row in rows])
 
 
 if __name__ == "__main__":

@@ -17,23 +17,18 @@ machine leaves alone; the CSV in benchmarks/results/ has both.
 from __future__ import annotations
 
 import argparse
-import csv
-import platform
-import re
-import time
 from collections.abc import Callable
-from importlib.metadata import version
-from importlib.util import find_spec
-from pathlib import Path
+from functools import partial
+from statistics import median
 
+import common
 import torch
+from common import DEVICE, GPU
 from torch import Tensor
 
 from lib.difference import transport_particles
 from lib.kernels import gaussian_posterior
 
-GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if GPU else "cpu")
 SIGMA = 2.0  # where the softmax over normal points in 64 dimensions sees many of them
 REPEATS, SECONDS = 5, 20.0  # of a measurement, at most
 
@@ -82,29 +77,6 @@ def disagreement(method: Callable[[Tensor, Tensor], Tensor], x: Tensor, target: 
     return float((method(x, target)[few] - (x[few] + pull - push)).norm(dim=1).max()) / (1e-3 * SIGMA)
 
 
-def stopwatch(call: Callable[[], object]) -> tuple[float, float]:
-    """Median seconds by the clock, least seconds of one thread by the processor; the call has run before."""
-    wait = torch.cuda.synchronize if GPU else lambda: None
-    clock, processor = [], []
-    while len(clock) < REPEATS and sum(clock) < SECONDS:
-        wait()
-        start = time.perf_counter(), time.process_time()
-        call()
-        wait()
-        clock.append(time.perf_counter() - start[0])
-        processor.append((time.process_time() - start[1]) / torch.get_num_threads())
-    return sorted(clock)[len(clock) // 2], min(processor)
-
-
-def chip() -> str:
-    if GPU:
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*:\s*(.*)", info.read_text()) if info.exists() else []
-    threads = torch.get_num_threads()
-    return f"{names[0] if names else platform.machine()}, {threads} thread{'s' if threads > 1 else ''}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--quick", action="store_true", help="a tenth of the points")
@@ -118,11 +90,10 @@ def main() -> None:
         error = disagreement(METHODS[name], x, target)
         if not error <= 1:
             raise SystemExit(f"{name}: {error:.3g} times the error allowed; no table")
-        clock, processor = stopwatch(lambda name=name: METHODS[name](x, target))
-        rows.append({"particles": m, "targets": n, "D": d, "method": name, "ms": f"{clock * 1e3:.4g}",
-                     "processor_ms": f"{processor * 1e3:.4g}", "error": f"{error:.2g}", "sigma": SIGMA})
-    made = {"chip": chip(), "python": platform.python_version()}
-    made |= {name: version(name) for name in ("torch", "triton", "pykeops") if find_spec(name)}
+        clock, processor = common.stopwatch(partial(METHODS[name], x, target), REPEATS, SECONDS)
+        rows.append({"particles": m, "targets": n, "D": d, "method": name, "ms": f"{median(clock) * 1e3:.4g}",
+                     "processor_ms": f"{min(processor) * 1e3:.4g}", "error": f"{error:.2g}", "sigma": SIGMA})
+    made = common.made()
     print(", ".join(f"{key} {value}" for key, value in made.items()))
     print(f"one step of {m:,} particles, {n:,} targets, D = {d}")
     used = "ms" if GPU else "processor_ms"
@@ -130,14 +101,7 @@ def main() -> None:
     for row in rows:
         times = f"({float(row[used]) / base:.1f}×)"
         print(f"  {row['method']:8}{float(row[used]):10.4g} ms {times:>9}   error {row['error']} of that allowed")
-    name = re.sub(r"[^A-Za-z0-9]+", "-", made["chip"]).strip("-")
-    file = Path(__file__).parent / "results" / f"particles-{name}{'-quick' if args.quick else ''}.csv"
-    file.parent.mkdir(exist_ok=True)
-    with file.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, [*rows[0], *made])
-        writer.writeheader()
-        writer.writerows(row | made for row in rows)
-    print(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
+    common.save(common.named("particles", args.quick, by_chip=True), [row | made for row in rows])
 
 
 if __name__ == "__main__":

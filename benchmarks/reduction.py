@@ -31,29 +31,22 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
-import platform
-import re
 import sys
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
+import common
 import torch
+from common import DEVICE, GPU, stopwatch
 from torch import Tensor
 
 from lib.kernels import gaussian_posterior, prepare
 
-RESULTS = Path(__file__).resolve().parent / "results"
-GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if GPU else "cpu")
 NOISE = {2: 0.5, 8: 1.0, 64: 3.0, 784: 10.0, 3072: 20.0}  # several standard normal points count, float32 suffices
 SIZES = ([(n, n) for n in (1024, 10_000, 100_000, 1_000_000)] if GPU else
          [(1024, 1024), (1024, 20_000), (4096, 20_000), (1024, 100_000)])
 LARGEST_MATRIX = 6e9 if GPU else 2e8  # floats of the B × N matrix that plain torch is asked for
-REPEATS, SECONDS = 20, 2.0  # of a measurement, at most
 torch._dynamo.config.recompile_limit = 256  # one program for each shape
 
 Outputs = tuple[Tensor | None, Tensor, Tensor]
@@ -131,20 +124,6 @@ def disagreement(method: Callable[..., Outputs], x: Tensor, y: Tensor, sigma: fl
     return error
 
 
-def stopwatch(call: Callable[[], object]) -> tuple[list[float], list[float]]:
-    """Seconds by the clock and, of one thread, by the processor, of a warm call, until REPEATS or SECONDS."""
-    wait = torch.cuda.synchronize if GPU else lambda: None
-    clock, processor = [], []
-    while not clock or (len(clock) < REPEATS and sum(clock) < SECONDS):
-        wait()
-        start = time.perf_counter(), time.process_time()
-        call()
-        wait()
-        clock.append(time.perf_counter() - start[0])
-        processor.append((time.process_time() - start[1]) / torch.get_num_threads())
-    return clock, processor
-
-
 def rates() -> dict[str, float]:
     """Bytes, float32 operations, operations of matrix units in float32 accuracy, and exponentials in a second."""
     a = torch.ones(2**28 if GPU else 2**25, device=DEVICE)
@@ -209,15 +188,6 @@ def measurements(sizes: list[tuple[int, int]], dims: list[int], names: list[str]
             yield {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()}
 
 
-def chip() -> str:
-    if GPU:
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*:\s*(.*)", info.read_text()) if info.exists() else []
-    threads = torch.get_num_threads()
-    return f"{names[0] if names else platform.machine()}, {threads} thread{'s' * (threads > 1)}"
-
-
 def show(rows: list[dict[str, object]], names: list[str]) -> None:
     """One line for each problem: milliseconds of each method, its multiple of ours, and ours against the floor."""
     print(f"{'D':>5}{'B':>9}{'N':>9}  {'pass':10}" + "".join(f"{name:>20}" for name in names) + f"{'of floor':>18}")
@@ -232,19 +202,15 @@ def show(rows: list[dict[str, object]], names: list[str]) -> None:
         print(f"{key[0]:>5}{key[1]:>9}{key[2]:>9}  {key[3]:10}" + "".join(f"{c:>20}" for c in cells) + f"{of:>18}")
 
 
-def save(file: Path, rows: list[dict[str, object]]) -> None:
-    """New rows in place of old ones of the same problem and method; the others stay."""
+def merged(file: Path, rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """New rows in place of the file's of the same problem and method; the others stay."""
     key = lambda row: tuple(str(row[name]) for name in ("D", "B", "N", "pass", "method"))
     new = {key(row) for row in rows}
     if file.exists():
         with file.open(newline="", encoding="utf-8") as old:
-            rows = [*rows, *(row for row in csv.DictReader(old) if key(row) not in new)]
-    file.parent.mkdir(exist_ok=True)
-    with file.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, list(rows[0]), restval="", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(sorted(rows, key=lambda row: (*(int(row[name]) for name in "DBN"), row["pass"])))
-    print(f"wrote {file.name}")
+            kept = [row for row in csv.DictReader(old) if key(row) not in new]
+        rows = [*rows, *({name: row.get(name, "") for name in rows[0]} for row in kept)]
+    return sorted(rows, key=lambda row: (*(int(row[name]) for name in "DBN"), row["pass"]))
 
 
 def main() -> None:
@@ -254,16 +220,14 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--longest", type=float, default=60.0 if GPU else 10.0)
     args = parser.parse_args()
-    rows = []
+    rows, made = [], common.made()
     for row in measurements(SIZES[:1] if args.quick else SIZES, args.dims, args.methods, args.longest):
         rows.append(row)
         print("{D}×({B}, {N}) {pass} {method}".format(**row), file=sys.stderr)
-    made = {"chip": chip(), "python": platform.python_version()}
-    made |= {name: version(name) for name in ("torch", "triton", "pykeops") if find_spec(name)}
     print(", ".join(f"{key} {value}" for key, value in made.items()))
     show(rows, args.methods)
-    name = re.sub(r"[^A-Za-z0-9]+", "-", made["chip"]).strip("-")
-    save(RESULTS / f"reduction-{name}{'-quick' if args.quick else ''}.csv", [row | made for row in rows])
+    file = common.named("reduction", args.quick, by_chip=True)
+    common.save(file, merged(file, [row | made for row in rows]))
 
 
 if __name__ == "__main__":

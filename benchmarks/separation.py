@@ -8,28 +8,25 @@ the peak memory is its own.  Required on two cores: 15 s, 180 s, 2 GB, 50 ms.  W
 """
 from __future__ import annotations
 
-import csv
 import multiprocessing
 import resource
 import time
-from pathlib import Path
+from collections.abc import Iterator
 
-OUT = Path(__file__).resolve().parent / "results" / "separation.csv"
+import common
+import torch
+
+from lib import affine, data, kinetic
+
 CASES = {  # name: (seconds allowed, leave one out)
     "digits": (15, False),
     "digits, leave-one-out": (None, True),
     "patches": (180, False),
 }
-FIELDS = ("case", "points", "dimension", "nodes", "draws", "threads", "seconds", "allowed", "cpu_seconds", "peak_GB",
-          "largest_stderr", "optimal_path_ms")
 
 
-def case(name: str) -> dict[str, object]:
+def case(name: str) -> common.Row:
     """One estimate of λ and one path from it, with what they cost."""
-    import torch
-
-    from lib import affine, data, kinetic
-
     if name == "patches":
         x = data.patches(50_000).train.x
     else:
@@ -52,17 +49,15 @@ def case(name: str) -> dict[str, object]:
             "largest_stderr": f"{float(seen.stderr.max()):.4f}", "optimal_path_ms": f"{path_ms:.1f}"}
 
 
+def measurements() -> Iterator[common.Row]:
+    for name in CASES:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            yield pool.apply(case, (name,))
+
+
 def main() -> None:
-    OUT.parent.mkdir(exist_ok=True)
-    print("  ".join(f"{field:>15}" for field in FIELDS))
-    with OUT.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        table.writeheader()
-        for name in CASES:
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                row = pool.apply(case, (name,))
-            table.writerow(row)
-            print("  ".join(f"{row[field]!s:>15}" for field in FIELDS))
+    rows = common.table(measurements(), first=22)
+    common.save(common.named("separation"), [row | common.made() for row in rows])
 
 
 if __name__ == "__main__":

@@ -12,18 +12,17 @@ measure held-out nats by the exact trace.
 
 Processor time of training alone, not wall-clock, so that other work on the machine matters less.  The last column is
 the processor time to the first stop at or below the best nats of likelihood training, over that of the interpolant.
-Results go to benchmarks/results/training_cost.csv.
+Results go to benchmarks/results/training_cost.csv, quick ones to training_cost-quick.csv.
 """
 from __future__ import annotations
 
 import argparse
-import csv
+import itertools
 import math
-import platform
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
+import common
 import torch
 from torch import Tensor, nn
 from torchdiffeq import odeint_adjoint
@@ -33,7 +32,6 @@ from lib import interpolant as si
 from lib.fit import cosine
 from lib.nets import MLP
 
-OUT = Path(__file__).resolve().parent / "results" / "training_cost.csv"
 BATCH = 256
 
 
@@ -65,42 +63,41 @@ def by_interpolant(field: Augmented, x: Tensor, generator: torch.Generator) -> T
     return si.velocity_loss(field.net, si.trigonometric(), x0, x, si.stratified(len(x), generator))["loss"]
 
 
-def train(name: str, loss: Callable, steps: int, lr: float, stops: int) -> list[dict]:
+def train(name: str, loss: Callable, steps: int, lr: float, stops: int) -> Iterator[common.Row]:
     """One row for each stop: steps, evaluations, processor seconds, held-out nats."""
     generator = torch.Generator().manual_seed(0)
     moons = toys.two_moons()
     scale = affine.normaliser(moons.sample(20_000, generator))
     held_out = scale(moons.sample(1000, generator))
     field = Augmented(MLP(2, width=64, generator=generator, zero=True))
-    optimiser, seconds, rows = torch.optim.Adam(field.net.parameters(), lr), 0.0, []
+    optimiser, seconds = torch.optim.Adam(field.net.parameters(), lr), 0.0
     for step in range(steps + 1):
         if step % (steps // stops) == 0:
             with torch.no_grad():
                 log_p = si.log_density(field.net, 1.0, held_out, standard_normal, steps=20) + scale.log_det
-            rows.append({"method": name, "steps": step, "evaluations": field.calls, "seconds": round(seconds, 2),
-                         "nats": round(-float(log_p.mean()), 4)})
-            print("  ".join(f"{value!s:>11}" for value in rows[-1].values()), flush=True)
+            yield {"method": name, "steps": step, "evaluations": field.calls, "seconds": round(seconds, 2),
+                   "nats": round(-float(log_p.mean()), 4)}
         start = time.process_time()
         optimiser.param_groups[0]["lr"] = lr * cosine(step / (steps + 1))
         optimiser.zero_grad()
         loss(field, scale(moons.sample(BATCH, generator)), generator).backward()
         optimiser.step()
         seconds += time.process_time() - start
-    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a quarter of the gradient steps")
-    share = 4 if parser.parse_args().quick else 1
+    quick = parser.parse_args().quick
+    share = 4 if quick else 1
     torch.set_num_threads(1)
-    print(f"two moons, {platform.machine()}, torch {torch.__version__}, one thread, processor time of training")
-    print("  ".join(f"{key:>11}" for key in ("method", "steps", "evaluations", "seconds", "nats")))
-    slow = train("likelihood", by_likelihood, 120 // share, 1e-2, 6)
-    fast = train("interpolant", by_interpolant, 4000 // share, 4e-3, 20)
+    print("two moons, processor time of training")
+    rows = common.table(itertools.chain(train("likelihood", by_likelihood, 120 // share, 1e-2, 6),
+                                        train("interpolant", by_interpolant, 4000 // share, 4e-3, 20)))
+    slow, fast = ([row for row in rows if row["method"] == name] for name in ("likelihood", "interpolant"))
     goal = min(slow, key=lambda row: row["nats"])
     reached = next((row for row in fast if row["nats"] <= goal["nats"]), None)
-    for row in slow + fast:
+    for row in rows:
         row["times the interpolant's seconds"] = ""
     if reached is None:
         print(f"the interpolant did not reach {goal['nats']} nats")
@@ -110,11 +107,7 @@ def main() -> None:
         print(f"{goal['nats']} nats: {goal['seconds']} s by likelihood, {reached['seconds']} s by interpolant, ratio "
               f"{ratio:.1f}; evaluations {goal['evaluations']} and {reached['evaluations']}, "
               f"ratio {goal['evaluations'] / reached['evaluations']:.1f}")
-    OUT.parent.mkdir(exist_ok=True)
-    with OUT.open("w", newline="") as file:
-        writer = csv.DictWriter(file, slow[0])
-        writer.writeheader()
-        writer.writerows(slow + fast)
+    common.save(common.named("training_cost", quick), [row | common.made() for row in rows])
 
 
 if __name__ == "__main__":

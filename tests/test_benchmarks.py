@@ -1,24 +1,23 @@
-"""The benchmark of the reduction runs, keeps what it measured, and prints nothing where numbers disagree."""
+"""Benchmarks run, keep what they measured, and print nothing where numbers disagree."""
 from __future__ import annotations
 
 import csv
-import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from tree import script
 
 FILE = Path(__file__).resolve().parent.parent / "benchmarks" / "reduction.py"
 
 
 @pytest.fixture
 def benchmark(tmp_path, monkeypatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reduction", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    for name, value in {"RESULTS": tmp_path / "results", "SIZES": [(40, 90), (50, 300)], "REPEATS": 2,
+    module = script(FILE)
+    monkeypatch.setattr(module.common, "RESULTS", tmp_path / "results")
+    for name, value in {"SIZES": [(40, 90), (50, 300)],
                         "rates": lambda: dict.fromkeys(("bytes", "operations", "products", "exps"), 1e9)}.items():
         monkeypatch.setattr(module, name, value)
     methods = ["ours", "prepared", "torch", "sdpa"]
@@ -28,7 +27,7 @@ def benchmark(tmp_path, monkeypatch) -> ModuleType:
 
 def test_it_writes_what_it_measured_and_keeps_the_rest(benchmark, capsys, monkeypatch):
     benchmark.main()
-    file, = benchmark.RESULTS.iterdir()
+    file, = benchmark.common.RESULTS.iterdir()
     with file.open(encoding="utf-8") as f:
         rows = list(csv.DictReader(f))
     assert len(rows) == 2 * 2 * (2 * 3 + 1)  # dimensions, sizes, passes and methods; prepared forward only
@@ -53,7 +52,7 @@ def test_a_method_that_disagrees_stops_it(entry, benchmark, monkeypatch, capsys)
     monkeypatch.setitem(benchmark.METHODS, "torch", wrong)
     with pytest.raises(SystemExit, match=r"^torch: D=2 B=40 N=90, forward: .+ times the error allowed; no table$"):
         benchmark.main()
-    assert capsys.readouterr().out == "" and not benchmark.RESULTS.exists()
+    assert capsys.readouterr().out == "" and not benchmark.common.RESULTS.exists()
 
 
 def test_the_floor_counts_what_it_says(benchmark):
@@ -62,6 +61,56 @@ def test_the_floor_counts_what_it_says(benchmark):
     assert benchmark.floor(3, 4, 2, False, rate) == (12 * 18 / 10, "operations")
     assert benchmark.floor(3, 4, 64, False, rate) == (12 * 264 / 100, "products")
     assert benchmark.floor(3, 4, 64, True, rate | {"products": 1e9}) == (24.0, "exps")
+
+
+@pytest.fixture
+def common(tmp_path, monkeypatch) -> ModuleType:
+    module = script(FILE.parent / "common.py")
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(module, "chip", lambda: "Some(R) Chip, 2 threads")
+    return module
+
+
+def test_a_table_grows_as_it_is_measured(common, capsys):
+    def rows():
+        yield {"what": "a", "milliseconds, all": "1.5", "allowed": None}
+        assert capsys.readouterr().out.endswith("a                1.5             \n")
+        yield {"what": "b", "milliseconds, all": "2.5", "allowed": 3}
+
+    assert [row["what"] for row in common.table(rows(), first=4)] == ["a", "b"]
+    assert capsys.readouterr().out == "   b                2.5            3\n"
+
+
+def test_files_are_kept_apart_and_say_what_they_were_measured_on(common):
+    names = [common.named("a", quick, by_chip=by_chip).name for quick in (False, True) for by_chip in (False, True)]
+    assert names == ["a.csv", "a-Some-R-Chip-2-threads.csv", "a-quick.csv", "a-Some-R-Chip-2-threads-quick.csv"]
+    common.save(common.named("a"), [{"ms": 1} | common.made(), {"ms": 2} | common.made()])
+    first, second = csv.DictReader(common.named("a").read_text(encoding="utf-8").splitlines())
+    assert (first["ms"], second["ms"], second["chip"]) == ("1", "2", "Some(R) Chip, 2 threads")
+    assert second["torch"] == torch.__version__ and "\r" not in common.named("a").read_bytes().decode()
+
+
+def test_the_stopwatch_stops(common):
+    calls = []
+    clock, processor = common.stopwatch(lambda: calls.append(0), repeats=3)
+    assert len(clock) == len(processor) == len(calls) == 3
+    assert len(common.stopwatch(lambda: calls.append(0), seconds=0.0)[0]) == 1
+
+
+def test_a_small_benchmark_from_one_end_to_the_other(monkeypatch, tmp_path):
+    module = script(FILE.parent / "operator_informed.py")
+    monkeypatch.setattr(module.common, "RESULTS", tmp_path / "results")
+    for name, value in {"POINTS": 60, "QUERIES": 8, "FEW": 4, "ORDER": 3}.items():
+        monkeypatch.setattr(module, name, value)
+    module.main()
+    with (tmp_path / "results" / "operator_informed.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 5 and rows[0]["allowed"] == "5000" and all(float(row["milliseconds"]) >= 0 for row in rows)
+
+
+@pytest.mark.parametrize("name", ["bridge", "particles", "separation", "training_cost"])
+def test_the_others_load(name):
+    assert callable(script(FILE.parent / f"{name}.py").main)
 
 
 def test_no_script_hides_a_module_of_python():
