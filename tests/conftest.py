@@ -12,6 +12,7 @@ import hypothesis
 import matplotlib
 import pytest
 import torch
+from draws import rng
 from nbformat.v4 import new_markdown_cell
 from tree import chapter, code, commit
 
@@ -27,7 +28,7 @@ hypothesis.settings.load_profile("house")
 
 @pytest.fixture
 def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+    return rng()
 
 
 @pytest.fixture

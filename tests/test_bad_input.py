@@ -8,6 +8,7 @@ from collections.abc import Callable
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from draws import rng
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,10 +17,6 @@ from lib.chapter import plot
 from lib.fit import fit
 
 F64 = torch.float64
-
-
-def rng() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 def cloud(n: int, d: int = 2, **options) -> torch.Tensor:

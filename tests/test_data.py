@@ -15,6 +15,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from draws import rng
 from scipy.integrate import quad
 from scipy.special import ive, ndtr
 from torch.distributions import Independent, Normal
@@ -27,10 +28,6 @@ ROOT = Path(__file__).resolve().parent.parent
 STANDARD_ERRORS = 4.5
 HALF_WIDTH = {"25 Gaussians": (4.5, 0.025), "checkerboard": (4.0, 0.05), "pinwheel": (6.5, 0.05)}
 every_toy = pytest.mark.parametrize("name", toys.TOYS)
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def board(name: str) -> tuple[torch.Tensor, float]:

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from draws import normal, rng
 from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal, kl_divergence
@@ -16,14 +17,6 @@ from lib.metrics import mode_report
 from lib.nets import MLP
 
 F64 = torch.float64
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=rng(seed), dtype=F64)
 
 
 def noised(cloud: Tensor, sigma: float, weights: Tensor | None = None) -> MixtureSameFamily:

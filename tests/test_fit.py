@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from draws import rng
 from torch import nn
 
 import lib.fit
@@ -12,10 +13,6 @@ from lib.fit import constant, cosine, fit
 from lib.nets import MLP
 
 STEPS = 23
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def regression(model, g):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from draws import normal, rng
 from torch import Tensor, nn
 
 from lib import affine, posterior, solve
@@ -18,14 +19,6 @@ from lib.path import Path
 from lib.transport import couple, coupled
 
 F64 = torch.float64
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=rng(seed), dtype=F64)
 
 
 def moved(modes: int = 5) -> si.Interpolant:

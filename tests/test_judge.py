@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from draws import rng
 from scipy.ndimage import gaussian_filter
 
 from lib import data, judge, metrics
@@ -22,10 +23,6 @@ def pictures() -> dict[str, torch.Tensor]:
 
 def distance(x: torch.Tensor, y: torch.Tensor) -> float:
     return metrics.frechet_distance(judge.view(x).features, judge.view(y).features)
-
-
-def rng() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 @pytest.mark.xfail(strict=True, reason="these weights are provisional, 99.07 %: the judge needs a longer training")

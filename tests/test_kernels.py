@@ -469,66 +469,13 @@ def test_bfloat16_points(generator):
             assert ((found.spread / expected.spread - 1).abs() <= 0.01 * coarse).all()
 
 
-COMPILE = r"""
-import re, sys, json, torch, triton, triton.language as tl
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from lib.kernels import launch, device
-from lib.kernels import gaussian_posterior
-
-chip, results = int(sys.argv[1]), []
-torch.cuda.get_device_capability = lambda *_: divmod(chip, 10)
-
-
-class Recorder:
-    def __init__(self, kernel):
-        self.kernel = kernel
-
-    def __getitem__(self, grid):
-        return self.launch
-
-    def launch(self, *args, num_warps, num_stages=3, **constants):
-        names = self.kernel.arg_names
-        types = {"float32": "fp32", "float64": "fp64"}
-        given = dict(zip(names, args))
-        signature = {n: "constexpr" if n in constants else "i32" if isinstance(given[n], int)
-                     else "*" + types[str(given[n].dtype)[6:]] for n in names}
-        aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names)
-                   if n in given and (not isinstance(given[n], int) or given[n] % 16 == 0)}
-        source = ASTSource(self.kernel, signature, {(names.index(n),): v for n, v in constants.items()}, aligned)
-        done = triton.compile(source, target=GPUTarget("cuda", chip, 32),
-                              options={"num_warps": num_warps, "num_stages": num_stages})
-        results.append([self.kernel.fn.__name__, done.metadata.shared, done.asm["ptx"].count("ex2.approx")])
-
-
-for name in ("explicit_forward", "explicit_backward", "products_forward", "products_backward"):
-    setattr(device, name, Recorder(getattr(device, name)))
-blocks = launch._blocks
-
-
-class OnGpu:  # a tensor as `_blocks` sees it
-    is_cuda, device = True, None
-    def __init__(self, dtype):
-        self.dtype = dtype
-
-
-launch._blocks = lambda columns, x, *rest: blocks(columns, OnGpu(x.dtype), *rest)
-launch.tolerable = lambda delta, *_: torch.ones_like(delta, dtype=torch.bool)
-for d, sigma in json.loads(sys.argv[2]):
-    x, y = torch.randn(600, d, requires_grad=True), torch.randn(700, d, requires_grad=True)
-    out = gaussian_posterior(x, y, sigma, backend="triton")
-    sum(o.sum() for o in out).backward()
-print(json.dumps(results))
-"""
-
-
 @pytest.mark.parametrize(("chip", "shared", "cases"), [
     (90, 232_448, [(2, 0.5), (64, 50.0)]), (120, 101_376, [(64, 0.5)])])
 def test_the_real_compiler_takes_the_kernels(chip, shared, cases, tmp_path):
     """An H100 and a consumer Blackwell: compiled without a GPU, with the arguments of the real calls."""
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
-    run = subprocess.run([sys.executable, "-c", COMPILE, str(chip), json.dumps(cases)], capture_output=True, text=True,
-                         env=env, cwd=Path(__file__).parent.parent)
+    run = subprocess.run([sys.executable, "-m", "tests.compile_kernels", str(chip), json.dumps(cases)],
+                         capture_output=True, text=True, env=env, cwd=Path(__file__).parent.parent)
     assert run.returncode == 0, run.stderr[-2000:]
     results = json.loads(run.stdout)
     assert len(results) == 3 * len(cases)  # forward, gradients of queries, gradients of keys

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from draws import rng
 from safetensors.torch import save_file
 from tree import script
 
@@ -21,13 +22,13 @@ def training():
 @pytest.fixture
 def net() -> latents.Autoencoder:
     """Untrained, whitened on half of the pictures."""
-    made = latents.Autoencoder(generator=torch.Generator().manual_seed(0)).eval().requires_grad_(False)
+    made = latents.Autoencoder(generator=rng()).eval().requires_grad_(False)
     made.whiten(made.down(pictures()[:300]))
     return made
 
 
 def pictures() -> torch.Tensor:
-    return torch.rand((600, 784), generator=torch.Generator().manual_seed(1)) ** 3
+    return torch.rand((600, 784), generator=rng(1)) ** 3
 
 
 def test_codes_are_white_and_the_whitening_is_undone(net):
@@ -48,12 +49,12 @@ def test_the_loss_is_cross_entropy_plus_penalty(net, training, monkeypatch):
     z = net.down(x)
     p = net.up(z).sigmoid()
     nats = -(x * p.log() + (1 - x) * (1 - p).log()).sum() + training.PENALTY / 2 * z.square().sum()
-    found = training.objective(x, 4)(net, torch.Generator().manual_seed(0))
+    found = training.objective(x, 4)(net, rng())
     assert found.item() == pytest.approx(nats.item(), rel=1e-5)
 
 
 def test_encoding_mnist_gives_the_same_bytes_and_is_read_back(net, training, monkeypatch, tmp_path):
-    g = torch.Generator().manual_seed(2)
+    g = rng(2)
     few = data.Splits(*(data.Part(torch.randint(256, (n, 784), generator=g).float(), torch.arange(n) % 10)
                         for n in (50, 20, 30)))
     monkeypatch.setattr(data, "mnist", lambda: few)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from draws import normal, rng
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
@@ -33,14 +34,6 @@ from lib.path import cond_ot
 pytestmark = pytest.mark.usefixtures("float64")
 STANDARD_ERRORS = 4.5
 OU, BOX = OrnsteinUhlenbeck(1), ReflectedBrownian(1)
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=rng(seed), dtype=torch.float64)
 
 
 def hermite(n: int, d: int = 1) -> tuple[Tensor, Tensor]:

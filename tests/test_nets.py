@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from draws import rng
 
 from lib.nets import MLP, ConvNet, ResidualMLP, TimeFeatures, seeded
 
@@ -14,10 +15,6 @@ BUILD = {
     "ConvNet": lambda g, **k: ConvNet(4, generator=g, width=8, depth=2, **k),
 }
 every_network = pytest.mark.parametrize("build", BUILD.values(), ids=BUILD)
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def awake(net):

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from draws import rng
 from PIL import Image
 
 from lib.chapter import plot
@@ -100,7 +101,7 @@ def test_density_scatter_and_arrows_share_one_frame(ax):
     values = np.asarray(ax.images[0].get_array())
     assert np.unravel_index(values.argmax(), values.shape) == (20, 30)  # row is y from below, column is x
     assert ax.images[0].origin == "lower" and list(ax.images[0].get_extent()) == [-2, 2, -2, 2]
-    x = eight_gaussians().sample(30, torch.Generator().manual_seed(0))
+    x = eight_gaussians().sample(30, rng())
     plot.scatter(ax, x, lim=2, title="points")
     assert np.allclose(ax.collections[0].get_offsets(), x)
     plot.arrows(ax, lambda x: x.flip(1), lim=2, n=5)

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from draws import rng
 from torch.distributions import MultivariateNormal
 
 from lib import path, solve
@@ -21,12 +22,12 @@ every_family = pytest.mark.parametrize("p", FAMILIES.values(), ids=FAMILIES)
 
 @pytest.fixture
 def cloud() -> torch.Tensor:
-    return torch.randn(20, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return torch.randn(20, 3, generator=rng(1), dtype=torch.float64)
 
 
 @pytest.fixture
 def x() -> torch.Tensor:
-    return torch.randn(3, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)  # B = D on purpose
+    return torch.randn(3, 3, generator=rng(2), dtype=torch.float64)  # B = D on purpose
 
 
 @every_family
@@ -105,7 +106,7 @@ def test_one_point_is_a_gaussian(p, x):
     seen = posterior(p, t, x, y)
     assert torch.allclose(seen.log_p, normal.log_prob(x)) and torch.allclose(seen.mean, y.expand(3, 3))
     assert seen.spread.abs().max() < 1e-12
-    noise = torch.randn(3, 3, generator=torch.Generator().manual_seed(5))
+    noise = torch.randn(3, 3, generator=rng(5))
     assert torch.allclose(velocity(p, t, p.point(noise, y.expand(3, 3), t), y), p.velocity(noise, y.expand(3, 3), t))
 
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from draws import rng
 from torch.distributions import MultivariateNormal
 
 from lib import path, posterior, solve, transport
@@ -159,7 +160,7 @@ def test_noise_is_scaled_by_the_root_of_each_step_and_read_at_its_start(generato
 def test_without_noise_it_is_eulers_method_and_a_seed_fixes_the_path(generator):
     t = torch.linspace(1.4, 0.2, 20)
     assert torch.equal(solve.sde(riccati, 0.0, START, t, generator), solve.ode(riccati, START, t, "euler"))
-    one, same, other = (solve.sde(riccati, 1.0, START, t, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    one, same, other = (solve.sde(riccati, 1.0, START, t, rng(s)) for s in (1, 1, 2))
     assert torch.equal(one, same) and not torch.equal(one, other)
 
 
