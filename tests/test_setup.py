@@ -4,6 +4,8 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +20,6 @@ from pipeline import files, lab, prove, setup
 from pipeline.files import Refused
 
 HOUSE = Path(__file__).resolve().parent.parent
-TARGETS = ("setup", "data", "repro", "compare", "test", "check", "fresh", "full", "publish", "lab", "student", "grade",
-           "bench", "lint")
 
 
 @pytest.fixture
@@ -48,35 +48,81 @@ def calls(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 # --- make -------------------------------------------------------------------------------------------------
 
+RECORDER = """#!/bin/sh
+# Instead of Python: writes down what it is asked, makes an environment where it should, fails at what it is told.
+echo "$0 $*" >> calls
+[ "$PYTHONPATH" = "$PWD" ] || exit 4
+case "$*" in "-m pipeline setup") mkdir -p .venv/bin && cp "$0" .venv/bin/python && touch .venv/.ready ;; esac
+case "$*" in "$FAILING") exit 3 ;; esac
+"""
+SIMPLE = ("data", "repro", "compare", "test", "check", "fresh", "student")
+ASKED = {name: [f"-m pipeline {name}"] for name in SIMPLE} | {
+    "setup": [], "publish": ["-m pipeline repro", "-m pipeline publish"],
+    "lint": ["-m ruff check .", "-m basedpyright"],
+    "lab OPTIONS='--a --b'": ["-m pipeline lab --a --b"], "grade FOLDER=homework": ["-m pipeline grade homework"],
+    "full": ["-m pipeline data", "full/one.py", "full/two.py"],
+    "bench": ["-m pip --disable-pip-version-check install -qq -r benchmarks/requirements.txt", "benchmarks/one.py"]}
 
-def make(folder: Path, *arguments: str) -> str:
+
+@pytest.fixture
+def recorded(folder: Path) -> Path:
+    for script in ("full/one.py", "full/two.py", "benchmarks/one.py"):
+        (folder / script).parent.mkdir(exist_ok=True)
+        (folder / script).touch()
+    (folder / "python").write_text(RECORDER)
+    (folder / "python").chmod(0o755)
+    return folder
+
+
+def make(folder: Path, *arguments: str, failing: str = "") -> tuple[int, str, list[str]]:
+    """Exit status of make, what it said, and what it asked of Python."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
-    done = subprocess.run(["make", *arguments], cwd=folder, env=environment, text=True, capture_output=True, check=True)
-    return done.stdout
+    done = subprocess.run(["make", "PYTHON=./python", *arguments], cwd=folder, env=environment | {"FAILING": failing},
+                          text=True, capture_output=True)
+    asked = folder / "calls"
+    lines = asked.read_text().splitlines() if asked.exists() else []
+    asked.unlink(missing_ok=True)
+    return done.returncode, done.stdout, lines
 
 
-def test_make_alone_explains_itself_and_touches_nothing(folder: Path):
-    said = make(folder)
-    for target in TARGETS:
-        assert re.search(rf"^  make {target} +\S", said, re.MULTILINE), target
-    assert not (folder / ".venv").exists()
+def test_make_alone_explains_itself_and_touches_nothing(recorded: Path):
+    status, said, asked = make(recorded)
+    assert status == 0 and not asked
+    assert set(re.findall(r"^  make (\w+) +\S", said, re.MULTILINE)) == {words.split()[0] for words in ASKED} | {"help"}
+    assert not (recorded / ".venv").exists()
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_every_target_sets_the_machine_up_first(folder: Path, target: str):
-    first, *rest = make(folder, "-n", "PYTHON=./python", target).splitlines()
-    assert first == "./python -m pipeline setup"
-    assert all(".venv/bin/python" in line for line in rest) and bool(rest) == (target != "setup")
+@pytest.mark.parametrize("words", ASKED)
+def test_every_target_sets_the_machine_up_once_and_works_in_its_environment(recorded: Path, words: str):
+    there = [f".venv/bin/python {call}" for call in ASKED[words]]
+    for first in (["./python -m pipeline setup"], []):
+        assert make(recorded, *shlex.split(words))[::2] == (0, first + there)
+    for pins in setup.PINS:
+        os.utime(recorded / pins)
+        os.utime(recorded / ".venv" / ".ready", (0, 0))
+        assert make(recorded, *shlex.split(words))[::2] == (0, ["./python -m pipeline setup", *there])
+        os.utime(recorded / pins, (0, 0))
+    assert all(call.split()[2] in command.COMMANDS for call in ASKED[words] if call.startswith("-m pipeline "))
 
 
-def test_what_is_set_up_is_set_up_again_only_when_the_pins_change(folder: Path):
-    (folder / ".venv").mkdir()
-    (folder / ".venv" / ".ready").touch()
-    assert "pipeline setup" not in make(folder, "-n", "check")
-    for pins in ("requirements.txt", "pyproject.toml"):
-        os.utime(folder / pins, (4e9, 4e9))
-        assert "pipeline setup" in make(folder, "-n", "check")
-        os.utime(folder / pins, (0, 0))
+def test_what_fails_stops_the_rest(recorded: Path):
+    for failing, words in (("-m pipeline setup", "check"), ("-m pipeline repro", "publish"), ("full/one.py", "full"),
+                           ("-m ruff check .", "lint")):
+        status, _, asked = make(recorded, words, failing=failing)
+        assert status == 2 and asked[-1].endswith(failing)
+        shutil.rmtree(recorded / ".venv")
+
+
+@pytest.mark.parametrize(("failing", "done"), [("", ["repro", "test", "lint"]), ("test", ["repro", "test"])])
+def test_continuous_integration_runs_the_two_commands_and_lints(tmp_path: Path, failing: str, done: list[str]):
+    """From wherever it is called, and not beyond what fails."""
+    (tmp_path / ".ci").mkdir()
+    shutil.copy2(HOUSE / ".ci" / "run", tmp_path / ".ci")
+    (tmp_path / "make").write_text('#!/bin/sh\necho $1 >> calls\n[ "$1" != "$FAILING" ]\n')
+    (tmp_path / "make").chmod(0o755)
+    changed = {"PATH": os.pathsep.join([str(tmp_path), os.environ["PATH"]]), "FAILING": failing}
+    run = subprocess.run([tmp_path / ".ci" / "run"], cwd="/", env=os.environ | changed)
+    assert (run.returncode == 0) == (not failing) and (tmp_path / "calls").read_text().split() == done
 
 
 # --- without make -----------------------------------------------------------------------------------------
@@ -212,13 +258,6 @@ def test_lab_says_what_to_do_as_root_and_with_a_home_that_cannot_be_written(
         lab.lab("--allow-root")
     assert "/nowhere cannot be written to: for this time Jupyter keeps its settings in " in capsys.readouterr().out
     assert os.environ["HOME"] != "/nowhere"
-
-
-def test_continuous_integration_runs_the_two_commands_and_lints():
-    script = HOUSE / ".ci" / "run"
-    assert os.access(script, os.X_OK)
-    lines = [line for line in script.read_text().splitlines() if line.startswith("make")]
-    assert lines == ["make repro", "make test", "make lint"]
 
 
 # --- versions ---------------------------------------------------------------------------------------------
