@@ -1,4 +1,4 @@
-"""Every door of the core: one bad argument at a time is refused by its name, never by an error from within torch."""
+"""Every door of the library: one bad argument at a time is refused by its name, never by an error from within torch."""
 from __future__ import annotations
 
 import math
@@ -12,7 +12,9 @@ from draws import rng
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import affine, data, metrics, nets, path, posterior, solve, toys, transport
+from lib import affine, bridge, data, kernels, kinetic, markov, metrics, nets, path, posterior, solve, toys, transport
+from lib import difference as sd
+from lib import interpolant as si
 from lib.chapter import plot
 from lib.fit import fit
 
@@ -26,10 +28,16 @@ def cloud(n: int, d: int = 2, **options) -> torch.Tensor:
 LINE = torch.linspace(0, 1, 5, dtype=F64)
 FIELD = lambda t, x: x
 EYE, ZEROS = torch.eye(2, dtype=F64), torch.zeros(5, dtype=F64)
-BRIDGE = transport.gaussian_bridge(ZEROS[:2], EYE, ZEROS[:2], EYE, 1.0)
+GAUSSIAN = transport.gaussian_bridge(ZEROS[:2], EYE, ZEROS[:2], EYE, 1.0)
 STRAIGHT, BOARD = path.cond_ot(), toys.checkerboard()
 MLP, CONV = nets.MLP(2, generator=rng(), classes=3).double(), nets.ConvNet(2, generator=rng(), classes=3).double()
 LABEL = torch.tensor([0, 1, 2])
+WALK = bridge.Bridge(FIELD, FIELD, 1.0, bridge.symmetric_times(3))
+UNIT = torch.tensor([[-1.0], [1.0]], dtype=F64)  # of second moment 1
+LATENT = si.linear(si.brownian())
+OU = markov.OrnsteinUhlenbeck(2)
+OISM = markov.fit_oism(cloud(12), OU, 2)
+KERNEL = lambda s: (1 + s**2 / (1 + s**2)) / 2  # a separation λ(s) within its bounds
 
 # What is given to each door when it opens, and what kind of thing that is.
 RANDOM, SIZE, SEED = (rng(), "generator"), (2, "count"), (1, "seed")
@@ -38,6 +46,12 @@ X, LIKE, ANY, KNOTS = (cloud(3), "cloud"), (cloud(3) + 1, "like x"), (cloud(3), 
 MANY, LIKE_MANY = (cloud(12), "cloud"), (cloud(12) + 1, "like x")
 SEEN = {"path": STRAIGHT, "t": TIME, "x": X, "data": (cloud(5), "like x"), "log_w": (ZEROS, "log-weights")}
 PAIR = {"x": MANY, "y": LIKE_MANY}
+LEVELS = {"high": SCALE, "low": SCALE}
+SMOOTHED = {"data": (cloud(5), "columns"), "process": OU, "tau": SCALE, "x": LIKE}
+SEPARATED = {"data": (UNIT, "cloud"), "s": KNOTS, "generator": RANDOM, "draws": (200, "count")}
+CUBE = (cloud(3, 3), "shape")
+TRAINING = {"x0": X, "x1": LIKE, "sigma": SCALE, "generator": RANDOM, "iterations": (1, "count"), "paths": SIZE,
+            "times": LINE, "regress": bridge.least_squares(lambda t, x: x)}
 NETWORK = {"width": SIZE, "depth": SIZE, "generator": RANDOM}
 
 DOORS: dict[str, tuple[Callable, dict[str, object]]] = {
@@ -47,6 +61,11 @@ DOORS: dict[str, tuple[Callable, dict[str, object]]] = {
     "path.ratio": (STRAIGHT.ratio, {"t": SHARE}),
     "path.variance_preserving": (path.variance_preserving, {"beta_min": SCALE, "beta_max": SCALE}),
     "path.from_table": (path.from_table, {"t": KNOTS, "a": KNOTS, "m": (1 - LINE, "vector")}),
+    "kernels.prepare": (kernels.prepare, {"y": X, "log_w": (ZEROS[:3], "log-weights"), "values": (cloud(3), "valued")}),
+    "kernels.gaussian_posterior": (kernels.gaussian_posterior, {
+        "x": X, "y": LIKE_MANY, "sigma": SCALE, "log_w": (torch.zeros(12, dtype=F64), "log-weights"),
+        "values": (cloud(12), "valued"), "backend": ("cpu", "choice")}),
+    "posterior.flow": (posterior.flow, SEEN),
     "posterior.posterior": (posterior.posterior, SEEN),
     "posterior.score": (posterior.score, SEEN),
     "posterior.velocity": (posterior.velocity, SEEN),
@@ -66,10 +85,10 @@ DOORS: dict[str, tuple[Callable, dict[str, object]]] = {
     "transport.gaussian_bridge": (transport.gaussian_bridge, {
         "m0": (ZEROS[:2], "vector"), "S0": (EYE, "cloud"), "m1": (ZEROS[:2], "vector"), "S1": (EYE, "cloud"),
         "sigma": SCALE}),
-    "bridge.mean": (BRIDGE.mean, {"t": SHARE}),
-    "bridge.covariance": (BRIDGE.covariance, {"t": SHARE}),
-    "bridge.forward_drift": (BRIDGE.forward_drift, {"t": TIME, "x": LIKE}),
-    "bridge.backward_drift": (BRIDGE.backward_drift, {"t": TIME, "x": LIKE}),
+    "GaussianBridge.mean": (GAUSSIAN.mean, {"t": SHARE}),
+    "GaussianBridge.covariance": (GAUSSIAN.covariance, {"t": SHARE}),
+    "GaussianBridge.forward_drift": (GAUSSIAN.forward_drift, {"t": TIME, "x": LIKE}),
+    "GaussianBridge.backward_drift": (GAUSSIAN.backward_drift, {"t": TIME, "x": LIKE}),
     "nets.MLP": (nets.MLP, NETWORK | {"dim": SIZE, "out": SIZE}),
     "nets.ResidualMLP": (nets.ResidualMLP, NETWORK | {"dim": SIZE, "out": SIZE}),
     "nets.ConvNet": (nets.ConvNet, NETWORK | {"side": SIZE, "channels": SIZE}),
@@ -83,6 +102,10 @@ DOORS: dict[str, tuple[Callable, dict[str, object]]] = {
     "Toy.log_prob": (BOARD.log_prob, {"x": X}),
     "data.digits": (data.digits, {"seed": SEED}),
     "data.breast_cancer": (data.breast_cancer, {"seed": SEED}),
+    "data.mnist": (data.mnist, {"side": (7, "choice"), "seed": SEED}),
+    "data.dequantise": (lambda **a: data.dequantise(LABEL, **a), {"levels": (4, "count"), "generator": RANDOM}),
+    "data.logit": (data.logit, {"x": (cloud(3).sigmoid(), "cloud"), "alpha": (1e-6, "number in [0, 1]")}),
+    "data.unlogit": (data.unlogit, {"y": X}),
     "data.patches": (data.patches, {"n": (10, "count"), "seed": SEED, "side": SIZE}),
     "affine.normaliser": (affine.normaliser, {"x": X}),
     "metrics.mmd": (metrics.mmd, PAIR | {"bandwidth": SCALE}),
@@ -93,11 +116,77 @@ DOORS: dict[str, tuple[Callable, dict[str, object]]] = {
     "metrics.precision_recall": (metrics.precision_recall, {"samples": MANY, "data": LIKE_MANY, "k": SIZE}),
     "metrics.density_coverage": (metrics.density_coverage, {"samples": MANY, "data": LIKE_MANY, "k": SIZE}),
     "metrics.frechet_distance": (metrics.frechet_distance, PAIR),
+    "metrics.histogram": (metrics.histogram, {
+        "label": (LABEL, "classes"), "classes": (3, "count"), "reference": (LINE[:3], "vector")}),
     "metrics.copies": (lambda **a: metrics.copies(held_out=cloud(3), **a), {
         "samples": X, "train": LIKE, "share": SHARE}),
     "metrics.c2st": (metrics.c2st, PAIR | {"folds": SIZE, "seed": SEED}),
     "metrics.bits_per_dim": (metrics.bits_per_dim, {"log_p": KNOTS, "dim": SIZE, "levels": SIZE}),
     "plot.images": (lambda x: plot.images(plt.figure().gca(), x), {"x": (cloud(3, 64), "cloud")}),
+    "bridge.train_dsb": (bridge.train_dsb, TRAINING),
+    "bridge.train_dsbm": (bridge.train_dsbm, TRAINING | {"start": ("reference", "choice")}),
+    "bridge.symmetric_times": (bridge.symmetric_times, {"steps": SIZE, "ratio": SCALE}),
+    "bridge.bridge_pairs": (lambda direction: bridge.bridge_pairs(cloud(3), cloud(3), 1.0, LINE, direction),
+                            {"direction": ("forward", "choice")}),
+    "Bridge.sample": (WALK.sample, {"x": X, "direction": ("backward", "choice"), "generator": RANDOM}),
+    "Bridge.log_likelihood": (WALK.log_likelihood, {"x": X, "base_log_p": lambda x: x[:, 0]}),
+    "interpolant.Interpolant": (si.Interpolant, {"ends": (STRAIGHT, "choice")}),
+    "interpolant.point": (LATENT.point, {"x0": ANY, "x1": ANY, "t": TIME, "z": cloud(3)}),
+    "interpolant.velocity": (LATENT.velocity, {"x0": ANY, "x1": ANY, "t": TIME, "z": cloud(3)}),
+    "interpolant.latent": (lambda z: LATENT.point(CUBE[0], CUBE[0], 0.5, z), {"z": CUBE}),
+    "interpolant.brownian": (si.brownian, {"scale": SCALE}),
+    "interpolant.Learned": (si.Learned, {"modes": SIZE}),
+    "interpolant.stratified": (si.stratified, {"n": SIZE, "generator": RANDOM}),
+    "interpolant.score_from_velocity": (si.score_from_velocity, {
+        "path": LATENT, "t": TIME, "x": cloud(3), "v": cloud(3)}),
+    "interpolant.score_from_denoiser": (si.score_from_denoiser, {"interpolant": LATENT, "t": TIME, "eta": cloud(3)}),
+    "interpolant.diffuse": (si.diffuse, {
+        "velocity": FIELD, "score": FIELD, "epsilon": 0.5, "x": ANY, "t": LINE, "generator": RANDOM}),
+    "interpolant.log_density": (si.log_density, {
+        "velocity": FIELD, "t": SHARE, "x": cloud(3), "base_log_p": lambda x: x[:, 0], "steps": SIZE}),
+} | {
+    f"interpolant.{loss.__name__}": (loss, {
+        "field": FIELD, "interpolant": LATENT, "x0": cloud(3), "x1": cloud(3), "t": TIME, "generator": RANDOM})
+    for loss in (si.velocity_loss, si.denoiser_loss, si.score_loss)
+} | {
+    "difference.score_difference": (sd.score_difference, {
+        "x": X, "target": cloud(5), "source": cloud(4), "sigma": SCALE}),
+    "difference.kernel_denoiser": (sd.kernel_denoiser, {
+        "cloud": X, "log_w": (ZEROS[:3], "log-weights"), "block": SIZE}),
+    "difference.noise_levels": (sd.noise_levels, LEVELS | {"n": SIZE}),
+    "difference.transport_particles": (sd.transport_particles, {
+        "x": X, "target": LIKE, "sigmas": [1.0], "generator": RANDOM}),
+    "difference.generator_loss": (sd.generator_loss, LEVELS | {
+        "target": X, "latent": SIZE, "batch": SIZE, "target_batch": SIZE}),
+    "difference.train_generator": (sd.train_generator, LEVELS | {
+        "model": nets.MLP(2, generator=rng(), width=2), "target": (cloud(5).float(), "cloud"), "latent": SIZE,
+        "steps": SIZE, "generator": RANDOM, "lr": SCALE, "ema": SHARE, "batch": SIZE, "target_batch": SIZE}),
+    "difference.Denoiser": (lambda scale: sd.Denoiser(MLP, scale), {"scale": SCALE}),
+    "difference.denoiser_loss": (sd.denoiser_loss, LEVELS | {"data": X}),
+    "difference.discriminator_loss": (sd.discriminator_loss, {"target": X, "source": LIKE, "sigma": 1.0}),
+    "markov.OrnsteinUhlenbeck": (markov.OrnsteinUhlenbeck, {"dim": SIZE}),
+    "markov.ReflectedBrownian": (markov.ReflectedBrownian, {"dim": SIZE}),
+    "markov.into_box": (markov.into_box, {"x": X}),
+    "markov.noise": (OU.noise, {"x": cloud(3), "tau": SCALE, "generator": RANDOM}),
+    "markov.fit_oism": (markov.fit_oism, {
+        "data": (cloud(12), "columns"), "process": OU, "order": SIZE, "basis": ("total", "choice"), "shrinkage": SHARE,
+        "tails": (1.0, "tails"), "held_out": LIKE_MANY}),
+    "OISM.score": (OISM.score, {"tau": 0.5, "x": (cloud(3), "columns")}),
+    "OISM.flow": (OISM.flow, {"tau": 0.5, "x": (cloud(3), "columns")}),
+    "OISM.rhs": (OISM.rhs, {"tau": 0.5, "ansatz": ("absolute", "choice")}),
+    "markov.kernel_score": (markov.kernel_score, SMOOTHED | {"log_w": (ZEROS, "log-weights")}),
+    "markov.riemannian_kernel_score": (markov.riemannian_kernel_score, SMOOTHED | {
+        "x": (cloud(3), "columns"), "neighbours": SIZE, "variant": ("frozen", "choice")}),
+    "markov.noised_gaussians": (markov.noised_gaussians, {
+        "data": (cloud(3), "columns"), "process": OU, "tau": SCALE, "metric": EYE.expand(3, 2, 2),
+        "variant": ("pushed", "choice")}),
+    "markov.local_covariances": (markov.local_covariances, {"data": X, "neighbours": SIZE}),
+    "kinetic.separation": (kinetic.separation, SEPARATED),
+    "kinetic.estimators": (kinetic.estimators, SEPARATED),
+    "kinetic.nodes": (kinetic.nodes, {"count": SIZE}),
+    "kinetic.kinetic_energy": (kinetic.kinetic_energy, {"path": STRAIGHT, "lam": KERNEL, "cutoff": SHARE}),
+    "kinetic.unroll": (kinetic.unroll, {"lam": KERNEL, "floor": SHARE}),
+    "kinetic.optimal_path": (kinetic.optimal_path, {"lam": KERNEL, "floor": SHARE}),
 }
 
 
@@ -134,11 +223,16 @@ def bad(draw: Callable, kind: str, good: object) -> object:
         value = math.nan if kind == "log-weights" else draw(NON_FINITE)
         return one(st.sampled_from(["x", [[1.0]], 3]), st.just(good.long()), st.just(spoiled(draw, good, value)),
                    st.just(good[:0]), st.just(good[None]), st.just(good.sum()))
+    if kind == "valued":
+        return one(NOT_TENSORS.filter(lambda v: v is not None),
+                   *(st.just(v) for v in (good[0], good[:2], good.long(), good.float(), spoiled(draw, good, math.nan))))
     if kind == "shape":
         return one(*(st.just(v) for v in (good[:, :2], good[..., :1], good[0])))
     if kind in ("time", "rows"):
         rows = st.sampled_from([torch.zeros(2), torch.zeros(3, 1), torch.zeros(3, 2)])
         return one(rows) if kind == "rows" else one(rows, NOT_NUMBERS, OUTSIDE)
+    if kind == "classes":
+        return one(*(st.just(v) for v in (None, [0], good[:0], good + 1, good - 1, good.double(), good[:, None])))
     if kind == "label":
         return one(*(st.just(v) for v in (None, good[:2], good + 1, good - 1, good.double(), good[:, None])))
     return one(NOT_NUMBERS, {
@@ -146,6 +240,7 @@ def bad(draw: Callable, kind: str, good: object) -> object:
         "not negative": st.one_of(st.floats(max_value=-1e-9), NON_FINITE), "choice": st.sampled_from(["nonsense", ""]),
         "count": st.one_of(st.integers(max_value=0), st.floats(), st.just("3")),
         "seed": st.one_of(st.integers(max_value=-1), st.floats()), "generator": st.integers(),
+        "tails": st.one_of(st.floats(max_value=-1e-9), st.just(math.nan)),
     }[kind])
 
 
@@ -155,7 +250,8 @@ def bad(draw: Callable, kind: str, good: object) -> object:
 def test_one_bad_argument_is_refused_by_name(door, name, data):
     good, kinds = arguments(door)
     wrong = data.draw(bad(kinds[name], good[name]))
-    if wrong is None and name in ("log_w", "log_a", "log_b", "g", "out", "ema", "clip", "bandwidth"):
+    if wrong is None and name in (
+            "log_w", "log_a", "log_b", "g", "out", "ema", "clip", "bandwidth", "block", "batch", "backend", "held_out"):
         return  # None has a meaning there
     with pytest.raises(ValueError) as error:
         DOORS[door][0](**(good | {name: wrong}))

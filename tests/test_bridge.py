@@ -448,26 +448,18 @@ def test_symmetric_times():
 
 
 @pytest.mark.parametrize("train", [bridge.train_dsb, bridge.train_dsbm])
-def test_training_refuses_bad_input(train, generator):
+def test_training_refuses_times_that_do_not_go_from_0_to_1(train, generator):
     x = torch.randn(6, 2, generator=generator)
-    good = {"x0": x, "x1": x, "sigma": 1.0, "generator": generator, "iterations": 1, "times": TIMES, "paths": 5}
-    for name, bad in [("x0", x[:, 0]), ("x1", x[:, :1]), ("x1", x.float()), ("x0", x * math.nan), ("sigma", 0.0),
-                      ("sigma", -1.0), ("sigma", math.inf), ("generator", 3), ("iterations", 0), ("paths", 0),
-                      ("paths", 2.5), ("times", TIMES / 2), ("times", TIMES.flip(0)), ("times", TIMES + 0.1)]:
-        with pytest.raises(ValueError, match=rf"^{'t' if name == 'times' else name}[a-z]*: got .+; need"):
-            train(**(good | {name: bad}))
-    if train is bridge.train_dsbm:
-        with pytest.raises(ValueError, match=r"^start: got 'random'; need"):
-            train(**good, start="random")
+    for bad in (TIMES / 2, TIMES.flip(0), TIMES + 0.1):
+        with pytest.raises(ValueError, match=r"^t(imes)?: got .+; need"):
+            train(x, x, 1.0, generator=generator, iterations=1, times=bad, paths=5)
 
 
 def test_a_bridge_refuses_bad_directions_and_iterations(generator):
     x = torch.zeros(2, 3)
     for call, name in ((lambda: growing().sample(x, "sideways", generator), "direction"),
                        (lambda: growing().sample(x[0], "forward", generator), "x"),
-                       (lambda: growing().after(1), "iteration"),
-                       (lambda: symmetric_times(0), "steps"), (lambda: symmetric_times(4, 0.0), "ratio"),
-                       (lambda: bridge_pairs(x, x, 1.0, TIMES, "up"), "direction")):
+                       (lambda: growing().after(1), "iteration")):
         with pytest.raises(ValueError, match=rf"^{name}: got .+; need"):
             call()
 
