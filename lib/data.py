@@ -17,6 +17,7 @@ import hashlib
 import io
 import lzma
 import math
+import os
 from pathlib import Path as File
 from typing import Any, NamedTuple
 
@@ -25,8 +26,9 @@ import torch
 from torch import Tensor
 
 from lib.base import check
+from lib.base.stage import DATA
 
-FOLDER = File(__file__).resolve().parent.parent / "data"
+FOLDER = File(os.environ.get(DATA) or File(__file__).resolve().parent.parent / "data")
 TABLE = File(__file__).with_suffix(".sha256")  # as `sha256sum --check` reads it; the pipeline reads it too
 SHA256 = {name: digest for digest, name in map(str.split, TABLE.read_text(encoding="utf-8").splitlines())}
 OPENML = {  # name: (identifier, rows, columns)
@@ -183,7 +185,10 @@ def _split(x: Tensor, label: Tensor, g: torch.Generator, *, validation: int, tes
 def _checked(name: str) -> bytes:
     file = FOLDER / name
     if not file.exists():
-        raise FileNotFoundError(f"data/{name} is missing; need the bundled data: `make data` or `dvc pull data.dvc`")
+        here = FOLDER.with_name("data.dvc").exists()
+        raise FileNotFoundError(f"data/{name} is missing; need the bundled data: " + (
+            "`make data` or `dvc pull data.dvc`" if here else f"the repository's folder data/, named by {DATA}; or "
+            "`pip install -e .` in a clone, in place of `pip install .`"))
     raw = file.read_bytes()
     found = hashlib.sha256(raw).hexdigest()
     if found != SHA256[name]:

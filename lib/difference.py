@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from lib.base import check
+from lib.base import check, draw
 from lib.fit import Fit, Loss, fit
 from lib.kernels import Cloud, gaussian_posterior, merge
 from lib.kernels.cloud import checked
@@ -129,7 +129,7 @@ def transport_particles(x: Tensor, target: Tensor | Cloud | Denoise, sigmas: Ite
         target = checked("target", target, like=x) if batch is None else check.points(
             "target", target, dim=x.shape[1], like=x)
     for index, sigma in enumerate(_schedule(sigmas)):
-        y = x + sigma * _normal(x, generator) if noisy else x
+        y = x + sigma * draw.normal(x, generator) if noisy else x
         seen = target if batch is None else Cloud(_draw(target, batch, generator)[0])
         shift = mean_shift(y, seen, Cloud(x), sigma)
         x = x + (step(sigma) if callable(step) else step) * shift
@@ -144,10 +144,6 @@ def _schedule(sigmas: Iterable[float] | Tensor) -> list[float]:
     if bad or not levels:
         check.refuse("sigmas", f"{bad[0]:g} among them" if bad else "none", "at least one level, each finite and > 0")
     return levels
-
-
-def _normal(x: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device).to(x.device)
 
 
 def _draw(x: Tensor, n: int, generator: torch.Generator, label: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -188,7 +184,7 @@ def generator_loss(target: Tensor, *, latent: int, high: float, low: float, labe
         x = generate(model, batch, latent, generator, wanted)
         sigma = float(noise_levels(high, low, 1, generator=generator))
         with torch.no_grad():
-            y = x + sigma * _normal(x, generator) if noisy else x
+            y = x + sigma * draw.normal(x, generator) if noisy else x
             moved = x + step * (mean_shift(y, points, x, sigma) if label is None else
                                 class_shift(y, points, classes, x, wanted, sigma))
         return (x - moved).square().sum(1).mean() / 2
@@ -255,7 +251,7 @@ def denoiser_loss(data: Tensor, *, high: float, low: float, label: Tensor | None
     def loss(model: Denoiser, generator: torch.Generator) -> Tensor:
         x, classes = _draw(data, batch, generator, label)
         sigma = noise_levels(high, low, batch, generator=generator).to(x)
-        error = model(x + sigma[:, None] * _normal(x, generator), sigma, classes) - x
+        error = model(x + sigma[:, None] * draw.normal(x, generator), sigma, classes) - x
         return (error.square().mean(1) * (model.scale**2 + sigma**2) / (sigma * model.scale) ** 2).mean()
 
     return loss
@@ -271,7 +267,7 @@ def discriminator_loss(target: Tensor, source: Tensor, sigma: float, *, batch: i
 
     def loss(model: nn.Module, generator: torch.Generator) -> Tensor:
         real, fake = (_draw(x, batch, generator)[0] for x in (target, source))
-        real, fake = (x + sigma * _normal(x, generator) for x in (real, fake))
+        real, fake = (x + sigma * draw.normal(x, generator) for x in (real, fake))
         return logistic(model(0.0, real), model(0.0, fake))
 
     return loss

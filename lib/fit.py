@@ -22,7 +22,8 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +44,16 @@ class Fit(NamedTuple):
 
     model: nn.Module  # the averaged model, frozen; or, without averaging, the model itself
     history: dict[str, Tensor]  # per step: "loss" and whatever else the loss returned, each (steps,)
+
+
+class State(NamedTuple):
+    """All that the future of a training depends on, but its loss and settings."""
+
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    average: AveragedModel | None
+    generator: torch.Generator
+    history: dict[str, list[float]]
 
 
 def cosine(fraction: float) -> float:
@@ -79,53 +90,64 @@ def fit(model: nn.Module, loss: Loss, steps: int, *, generator: torch.Generator,
     rank, world = ranks.here()
     if world > 1:
         generator = _apart(model, generator)
-    optimiser = torch.optim.Adam(model.parameters(), lr=lr)
     average = None if ema is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema))
-    history: dict[str, list[float]] = {}
+    state = State(model, torch.optim.Adam(model.parameters(), lr=lr), average, generator, {})
     rates = [lr * schedule(step / steps) for step in range(steps)]
     file = _file(checkpoints, model, loss, generator, (name, rates, ema, clip, world))
-    start = _load(file, model, optimiser, average, generator, history)
-    saved, seen = time.monotonic(), {}
+    start, saved = _load(file, state), time.monotonic()
+    model.train()
+    with _watched(model) as seen, progress(desc=name, total=steps, disable=rank > 0) as bar:
+        bar.update(start)
+        for step in range(start, steps):
+            terms = _terms(loss, model, generator)
+            if not bool(torch.isfinite(terms["loss"])):
+                raise FloatingPointError(f"{name}: loss is {terms['loss'].item()} at step {step} of {steps}; "
+                                         f"the model was last called with {_describe(seen)}")
+            due = file is not None and rank == 0 and time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS
+            due = _descend(state, terms, rates[step], clip, due)
+            bar.update()
+            if due:
+                _save(file, step + 1, state)
+                saved = time.monotonic()
+    if file and start < steps:
+        _save(file, steps, state)
+    model.eval()
+    result = model if average is None else average.module.eval().requires_grad_(False)
+    return Fit(result, {key: torch.tensor(values) for key, values in state.history.items()})
+
+
+def _descend(state: State, terms: dict[str, Tensor], rate: float, clip: float | None, due: bool) -> bool:
+    """One step of Adam down terms["loss"]; whether a checkpoint is due, for one rank or for any."""
+    for group in state.optimiser.param_groups:
+        group["lr"] = rate
+    state.optimiser.zero_grad(set_to_none=True)
+    terms["loss"].backward()
+    if ranks.here()[1] > 1:
+        terms, due = _averaged(state.model, terms, due)
+    if clip is not None:
+        nn.utils.clip_grad_norm_(state.model.parameters(), clip)
+    state.optimiser.step()
+    if state.average is not None:
+        state.average.update_parameters(state.model)
+    for key, value in terms.items():
+        state.history.setdefault(key, []).append(float(value.detach()))
+    return due
+
+
+@contextmanager
+def _watched(model: nn.Module) -> Iterator[dict]:
+    """What the model was last called with, under "args"."""
+    seen: dict = {}
 
     def remember(_: nn.Module, args: tuple) -> None:
         if not check.opaque(*args):
             seen["args"] = args
 
-    watch = model.register_forward_pre_hook(remember)
-    model.train()
+    hook = model.register_forward_pre_hook(remember)
     try:
-        with progress(desc=name, total=steps, disable=rank > 0) as bar:
-            bar.update(start)
-            for step in range(start, steps):
-                for group in optimiser.param_groups:
-                    group["lr"] = rates[step]
-                optimiser.zero_grad(set_to_none=True)
-                terms = _terms(loss, model, generator)
-                if not bool(torch.isfinite(terms["loss"])):
-                    raise FloatingPointError(f"{name}: loss is {terms['loss'].item()} at step {step} of {steps}; "
-                                             f"the model was last called with {_describe(seen)}")
-                terms["loss"].backward()
-                due = file is not None and time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS
-                if world > 1:
-                    terms, due = _averaged(model, terms, due and rank == 0)
-                if clip is not None:
-                    nn.utils.clip_grad_norm_(model.parameters(), clip)
-                optimiser.step()
-                if average is not None:
-                    average.update_parameters(model)
-                for key, value in terms.items():
-                    history.setdefault(key, []).append(float(value.detach()))
-                bar.update()
-                if due:
-                    _save(file, step + 1, model, optimiser, average, generator, history)
-                    saved = time.monotonic()
+        yield seen
     finally:
-        watch.remove()
-    if file and start < steps:
-        _save(file, steps, model, optimiser, average, generator, history)
-    model.eval()
-    result = model if average is None else average.module.eval().requires_grad_(False)
-    return Fit(result, {key: torch.tensor(values) for key, values in history.items()})
+        hook.remove()
 
 
 def _terms(loss: Loss, model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
@@ -187,29 +209,30 @@ def _averaged(model: nn.Module, terms: dict[str, Tensor], due: bool) -> tuple[di
     return dict(zip(terms, values, strict=False)), bool(values[-1] > 0)
 
 
-def _save(file: Path, step: int, model, optimiser, average, generator, history) -> None:
-    generators = ranks.gathered(generator.get_state())
+def _save(file: Path, step: int, state: State) -> None:
+    generators = ranks.gathered(state.generator.get_state())
     if ranks.here()[0] > 0:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    state = {"step": step, "model": model.state_dict(), "optimiser": optimiser.state_dict(),
-             "average": None if average is None else average.state_dict(),
-             "generators": generators, "history": history}
+    kept = {"step": step, "model": state.model.state_dict(), "optimiser": state.optimiser.state_dict(),
+            "average": None if state.average is None else state.average.state_dict(),
+            "generators": generators, "history": state.history}
     part = file.with_suffix(".part")
-    torch.save(state, part)
+    torch.save(kept, part)
     os.replace(part, file)
 
 
-def _load(file: Path | None, model, optimiser, average, generator, history) -> int:
+def _load(file: Path | None, state: State) -> int:
+    """Take a training up where its checkpoint has left it; the number of steps done."""
     rank, _ = ranks.here()
     found = rank == 0 and file is not None and file.exists()
-    state = ranks.first(torch.load(file, weights_only=True, map_location="cpu") if found else None)
-    if state is None:
+    kept = ranks.first(torch.load(file, weights_only=True, map_location="cpu") if found else None)
+    if kept is None:
         return 0
-    model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
-    if average is not None:
-        average.load_state_dict(state["average"])
-    generator.set_state(state["generators"][rank])
-    history.update(state["history"])
-    return state["step"]
+    state.model.load_state_dict(kept["model"])
+    state.optimiser.load_state_dict(kept["optimiser"])
+    if state.average is not None:
+        state.average.load_state_dict(kept["average"])
+    state.generator.set_state(kept["generators"][rank])
+    state.history.update(kept["history"])
+    return kept["step"]

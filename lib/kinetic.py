@@ -231,11 +231,16 @@ def unroll(lam: Lambda, floor: float = 0.0) -> tuple[Tensor, Tensor]:
 
 
 class OptimalPath(NamedTuple):
-    """The path of least energy."""
+    """The path of least energy for max(γ, floor): the least of all where the floor is 0."""
 
     path: Path
-    angle: float  # Θ*, radians, of the chord: with the floor applied
-    energy: float  # kinetic_energy(path, lam), with λ as it is; 2 − 2 cos Θ* where the floor is 0
+    angle: float  # Θ*, radians, of its chord, in the cone of max(γ, floor)
+    energy: float  # kinetic_energy(path, lam), per dimension, with λ as it is
+
+    @property
+    def floored_energy(self) -> float:
+        """2 − 2 cos Θ*, the energy per dimension that max(γ, floor) makes least; at least `energy`."""
+        return 2 - 2 * math.cos(self.angle)
 
 
 def optimal_path(lam: Lambda, floor: float = 0.1) -> OptimalPath:

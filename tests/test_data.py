@@ -5,9 +5,11 @@ import gzip
 import hashlib
 import lzma
 import math
+import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
@@ -315,7 +317,22 @@ def test_photographs_and_their_patches():
             data.patches(**bad)
 
 
+def test_a_library_installed_without_its_repository_says_where_data_come_from(tmp_path):
+    """As `pip install .` leaves it: a copy of lib/ elsewhere."""
+    shutil.copytree(ROOT / "lib", tmp_path / "lib", ignore=shutil.ignore_patterns("__pycache__"))
+    ask = "from lib import data; print(data.FOLDER); print(len(data.digits().train.x))"
+    bare = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "FIVE_ROADS_DATA")}
+    run = partial(subprocess.run, [sys.executable, "-c", ask], cwd=tmp_path, capture_output=True, text=True)
+    refused = run(env=bare)
+    assert "data/digits.npz is missing; need the bundled data: the repository's folder data/, named by FIVE_" in (
+        refused.stderr) and "`pip install -e .` in a clone" in refused.stderr
+    assert run(env=bare | {"FIVE_ROADS_DATA": str(ROOT / "data")}).stdout.endswith("\n1197\n")
+
+
 def test_damaged_or_missing_files_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "data.dvc").touch()
+    tmp_path = tmp_path / "data"
+    tmp_path.mkdir()
     monkeypatch.setattr(data, "FOLDER", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"data/digits.npz is missing; need the bundled data: `make data`"):
         data.digits()

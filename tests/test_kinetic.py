@@ -450,3 +450,14 @@ def test_a_constant_separation_may_be_a_number():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert kinetic.optimal_path(lambda s: 1.0).angle == pytest.approx(math.pi / 2)
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.1, 0.5, 1.0])
+def test_both_energies_of_the_optimal_path(floor, float64):
+    """The floored one is that of the path where turning costs at least the floor; the other one is never above it."""
+    lam = lambda s: s**2 / (1 + s**2) + 2 / 3 * s**6 / (1 + s**2) ** 4
+    floored = lambda s: (kinetic.gamma(lam, s).clamp_min(floor) + s**2) / (1 + s**2)
+    found = kinetic.optimal_path(lam, floor)
+    assert found.floored_energy == pytest.approx(kinetic.kinetic_energy(found.path, floored), rel=2e-3)
+    assert found.energy == pytest.approx(kinetic.kinetic_energy(found.path, lam), rel=1e-12)
+    assert found.energy <= found.floored_energy * (1 + 2e-3)

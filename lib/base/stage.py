@@ -15,6 +15,7 @@ from tqdm.std import tqdm as plain
 OUT = "FIVE_ROADS_OUT"  # folder of the running chapter's results
 PIPE = "FIVE_ROADS_PROGRESS"  # path of the FIFO that the runner reads
 CHECKPOINTS = "FIVE_ROADS_CHECKPOINTS"  # folder for checkpoints of training
+DATA = "FIVE_ROADS_DATA"  # the reader's: where data/ is, for a library installed without its repository
 
 
 def progress(iterable: Iterable | None = None, *, desc: str, total: int | None = None,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lib.base import check
-from lib.kernels import gaussian_posterior
+from lib.kernels import Cloud, reduce
 
 STAGE, COARSE = 100, 0.05  # on the way down: at most so many iterations at a temperature, to so loose an error
 KINDS = ("independent", "exact", "entropic")
@@ -77,19 +77,24 @@ def _iterate(x: Tensor, y: Tensor, log_a: Tensor, log_b: Tensor, g: Tensor, epsi
              tolerance: float, momentum: bool = True) -> tuple[Tensor, Tensor, Tensor, int]:
     """Sinkhorn at one temperature: f that belongs to g exactly, g, the error of their plan, iterations used."""
     sigma, last, age = math.sqrt(epsilon / 2), g, 0
+    heavy_x, heavy_y = log_a > -math.inf, log_b > -math.inf  # the others are seen from, and never seen
+    cloud_x, cloud_y = Cloud(x[heavy_x], log_a[heavy_x]), Cloud(y[heavy_y], log_b[heavy_y])
 
-    def soft_min(at: Tensor, points: Tensor, log_w: Tensor, potential: Tensor) -> Tensor:
-        return -epsilon * gaussian_posterior(at, points, sigma, log_w=log_w + potential / epsilon).log_z
+    def f_of(g: Tensor) -> Tensor:
+        return -epsilon * reduce(x, cloud_y.weighted(cloud_y.log_w + g[heavy_y] / epsilon), sigma).log_z
+
+    def g_of(f: Tensor) -> Tensor:
+        return -epsilon * reduce(y, cloud_x.weighted(cloud_x.log_w + f[heavy_x] / epsilon), sigma).log_z
 
     for used in range(1, iterations + 1):
-        f = soft_min(x, y, log_b, g)
-        update = soft_min(y, x, log_a, f)
+        f = f_of(g)
+        update = g_of(f)
         error = (log_b.exp() * torch.expm1((g - update) / epsilon)).abs().sum()
         if error <= tolerance or (used == iterations and momentum):
             return f, g, error, used
         age = age + 1 if momentum and ((update - g) * (update - last)).sum() >= 0 else 0
         g, last = update + age / (age + 3) * (update - last), update
-    return soft_min(x, y, log_b, g), g, error, used
+    return f_of(g), g, error, used
 
 
 def normalised(name: str, log_w: Tensor | None, points: Tensor) -> Tensor:
