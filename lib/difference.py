@@ -44,7 +44,10 @@ def kernel_denoiser(cloud: Tensor | Cloud, *, log_w: Tensor | None = None, block
     log_w  (N,) log-weights; −inf leaves a point out, so a class is chosen by its weights.
     block  rows of the cloud taken at a time; the answer is the same and memory is bounded.
     """
-    whole = checked("cloud", cloud.detach() if isinstance(cloud, Tensor) else cloud, log_w)
+    log_w = None if log_w is None else log_w.detach().clone()
+    whole = checked("cloud", cloud.detach().clone() if isinstance(cloud, Tensor) else cloud, log_w)
+    if whole.values is not None:
+        check.refuse("cloud", "a cloud with values", "one without: a denoiser averages the points themselves")
     if block is None:
         return lambda y, sigma: gaussian_posterior(y, whole, sigma).mean
     rows, n = check.count("block", block), len(whole)

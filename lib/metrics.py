@@ -164,9 +164,10 @@ def histogram(label: Tensor, classes: int, reference: Tensor | None = None) -> H
 
 
 def copies(samples: Tensor, train: Tensor, held_out: Tensor, share: float = 0.01) -> float:
-    """Share of samples (n, D) nearer to a point of train (l, D) than all but `share` of held_out (m, D) are.
+    """Share of samples (n, D) at most as far from a point of train (l, D) as the nearest `share` of held_out (m, D).
 
-    Fresh data score `share`, copies of training points 1.
+    Fresh data score about `share`, copies of training points 1.  Held-out points that stand in train as well, or data
+    on a coarse grid, with its many equal distances, say nothing of copies: a ValueError.
     """
     from sklearn.neighbors import NearestNeighbors
 
@@ -174,8 +175,13 @@ def copies(samples: Tensor, train: Tensor, held_out: Tensor, share: float = 0.01
     check.points("held_out", held_out, dim=train.shape[1], like=train)
     check.within("share", share, 0, 1)
     tree = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(train.double().cpu().numpy())
-    near, fresh = (torch.from_numpy(tree.kneighbors(z.double().cpu().numpy())[0][:, 0]) for z in (samples, held_out))
-    return float((near < fresh.quantile(share)).double().mean())
+    nearest = (tree.kneighbors(z.double().cpu().numpy(), return_distance=False)[:, 0] for z in (samples, held_out))
+    near, fresh = ((z - train[torch.from_numpy(which).to(train.device)]).norm(dim=1)  # a copy is at 0, not near it
+                   for z, which in zip((samples, held_out), nearest, strict=True))
+    bound = fresh.quantile(share)
+    if bound == 0:
+        check.refuse("held_out", f"{float((fresh == 0).double().mean()):.2%} of its points in train", "unseen points")
+    return float((near <= bound).double().mean())
 
 
 def c2st(x: Tensor, y: Tensor, *, folds: int = 5, seed: int = 0) -> float:

@@ -73,6 +73,11 @@ def test_a_rule_that_asks_for_seeds_asks_for_a_spread():
         Ledger("X").measure("X-2", 0.5)
 
 
+def test_a_negative_spread_is_refused():
+    with pytest.raises(ValueError, match=r"^spread: got -1\.0; need a standard error ≥ 0"):
+        Ledger("X").measure("X-2", 0.4, spread=-1.0, seeds=3)
+
+
 def test_a_cell_may_run_again_outside_the_pipeline_only(tmp_path, monkeypatch):
     ledger = filled()
     assert ledger.measure("X-1", 3.0) == FAILS and ledger.metric("energy", 2.0, tolerance=0.1) == 2.0

@@ -13,6 +13,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Mul
 
 from lib import affine, data, toys
 from lib import difference as sd
+from lib.kernels import prepare
 from lib.metrics import mode_report
 from lib.nets import MLP
 
@@ -537,3 +538,17 @@ X, P = torch.zeros(3, 2), torch.ones(4, 2)
 def test_bad_input_is_refused_by_name(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_denoiser_keeps_the_cloud_it_was_made_of(generator):
+    x, y = (torch.randn(n, 2, generator=generator) for n in (4, 30))
+    log_w = torch.zeros(30, requires_grad=True)
+    before = y.clone()
+    denoise = sd.kernel_denoiser(y, log_w=log_w)
+    denoise(x, 0.5)
+    y += 3
+    for sigma in (0.5, 1e-3):  # one in each precision
+        torch.testing.assert_close(denoise(x, sigma), sd.kernel_denoiser(before)(x, sigma))
+    assert not denoise(x, 0.5).requires_grad
+    with pytest.raises(ValueError, match=r"^cloud: got a cloud with values; need one without"):
+        sd.kernel_denoiser(prepare(y, values=10 * y), block=10)

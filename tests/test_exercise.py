@@ -73,6 +73,25 @@ def test_close_looks_at_shapes_and_sizes():
     assert not close(torch.ones(3), torch.ones(3, 1)) and not close(float("nan"), 1.0)
 
 
+def test_infinite_numbers_are_told_apart_and_forgive_nothing():
+    inf = float("inf")
+    assert close([-inf, 1.0], [-inf, 1.0]) and not close([0.0, 1.0], [-inf, 1.0]) and not close([inf, 1.0], [-inf, 1.0])
+    assert not close([-inf, 5.0], [-inf, 1.0]) and not close([-inf, 1.0], [0.0, 1.0]) and not close(1 + 1j, 1.0)
+
+
+def test_an_answer_that_changes_its_arguments_spoils_no_later_one():
+    x, pair = torch.tensor([1.0, 3.0]), (torch.tensor([5.0]),)
+    check = Check("4", {"in place": lambda f: close(f(x, pair), 7.0)}, wrong=WRONG)
+
+    def slip(x, pair):
+        x -= x.mean()
+        pair[0].zero_()
+        return x.sum()
+
+    right = lambda x, pair: x.mean() + pair[0][0]
+    assert [check.judge(answer).word for answer in (right, slip, right)] == [CORRECT, NOT_YET, CORRECT]
+
+
 def test_a_check_needs_cases_and_wrong_answers():
     with pytest.raises(ValueError, match=r"^cases: got none; need at least one case"):
         Check("1", {}, wrong=WRONG)

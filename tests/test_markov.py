@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -729,3 +730,20 @@ def test_an_order_too_high_is_refused_with_its_condition_number():
     assert bool(torch.isfinite(model.score(2.0, cloud)).all())
     enough = float(str(refusal.value).split()[-1])
     assert bool(torch.isfinite(fit_oism(cloud, OU, 24, shrinkage=enough).score(1e-3, cloud)).all())
+
+
+@pytest.mark.parametrize("process", [OrnsteinUhlenbeck(2), ReflectedBrownian(2)])
+def test_the_score_of_the_data_themselves_without_tails_is_finite(process, float64):
+    x = process.stationary(200, torch.Generator().manual_seed(0))
+    fit = fit_oism(x, process, 4, shrinkage=0.1, tails=math.inf)
+    start, soon = (fit.score(tau, x[:5]) for tau in (0.0, 1e-9))
+    torch.testing.assert_close(start, soon, rtol=1e-6, atol=1e-6)
+
+
+def test_an_oism_is_copied_and_pickled_without_what_it_remembers(float64):
+    x = OrnsteinUhlenbeck(2).stationary(200, torch.Generator().manual_seed(0))
+    fit = fit_oism(x, OrnsteinUhlenbeck(2), 3)
+    wanted = fit.score(0.5, x[:5])
+    for other in (copy.deepcopy(fit), pickle.loads(pickle.dumps(fit))):
+        assert other.levels.cache_info().currsize == 0 and other.levels.__wrapped__.__self__ is other
+        torch.testing.assert_close(other.score(0.5, x[:5]), wanted, rtol=0, atol=0)

@@ -144,6 +144,12 @@ def test_histogram():
     assert metrics.histogram(label, 3, torch.tensor([0.5, 0.0, 0.5])).kl == math.inf
 
 
+def test_copies_cannot_be_told_by_points_seen_in_training(generator):
+    train, fresh = (torch.randn(n, 4, generator=generator) for n in (500, 490))
+    with pytest.raises(ValueError, match=r"^held_out: got 2\.00% of its points in train; need unseen points"):
+        metrics.copies(train, train, torch.cat([fresh, train[:10]]))
+
+
 def test_copies(generator):
     train, held_out, fresh = torch.randn(3, 2000, 4, generator=generator)
     assert metrics.copies(train[:100], train, held_out) == 1

@@ -15,10 +15,10 @@ An entry of claims.yaml, in the section of its chapter, is
       rule: {relation: "≤", threshold: 0.5, seeds: 3}          "=" takes a tolerance as well
       refuted: the outcome that would refute it
 
-or, in place of the last three, `not_reproduced: why`.  With the interval value ± 2 standard errors a claim *holds*
-where all of it obeys the rule, *fails* where none of it does, and is *open* where it straddles the threshold, or where
-there were fewer seeds than the rule asks for.  Running a cell again overwrites; inside the pipeline a second value is
-refused.
+or, in place of the last three, `not_reproduced: why`.  With the interval value ± 2 standard errors (of three seeds one
+of 82 %) a claim *holds* where all of it obeys the rule, *fails* where none of it does, and is *open* where it straddles
+the threshold, or where it would hold from fewer seeds than the rule asks for.  Running a cell again overwrites; inside
+the pipeline a second value is refused.
 """
 from __future__ import annotations
 
@@ -161,6 +161,8 @@ class Ledger:
         if spread is None and claim.rule.seeds > 1:
             check.refuse("spread", "none", f"a standard error: the rule of {id} asks for {claim.rule.seeds} seeds")
         value, error = float(value), float(spread or 0.0)
+        if error < 0:
+            check.refuse("spread", error, "a standard error ≥ 0")
         verdict = claim.rule.verdict(value, error, seeds)
         if seeds < claim.rule.seeds:
             note = "; ".join(filter(None, [note, f"{seeds} of {claim.rule.seeds} seeds"]))

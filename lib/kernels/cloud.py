@@ -48,7 +48,10 @@ class Cloud:
         return max(self.y.shape[1], self.v.shape[1])
 
     def weighted(self, log_w: Tensor) -> Cloud:
-        """The same points with other log-weights (N,), finite and unchecked: what a loop over weights asks for."""
+        """The same points with other log-weights (N,), finite and unchecked: what a loop over weights asks for.
+
+        Of a cloud first used under `no_grad` no gradient reaches the weights.
+        """
         other = replace(self, log_w=log_w)
         kept = {name: made for name, made in vars(self).items() if name in ("centre", "origin", "radius")}
         for name in vars(self).keys() & {"single", "double"}:

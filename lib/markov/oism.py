@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,10 @@ class OISM:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", functools.lru_cache(LEVELS)(self._level))
+
+    def __reduce__(self) -> tuple:
+        """Copies and pickles take no memory of levels along."""
+        return OISM, tuple(getattr(self, made.name) for made in fields(self) if made.init)
 
     def gram(self, tau: float) -> Tensor:
         """A_τ, symmetric, (GM, GM)."""
@@ -157,7 +161,7 @@ class OISM:
         r, variance = (-tau * self.rates).exp(), -torch.expm1(-2 * tau * self.rates)
         precision = torch.linalg.inv(r[:, :, None] * self.covariance * r[:, None] + torch.diag_embed(variance))
         excess = self.process.pull * torch.eye(r.shape[1]).to(r) - precision
-        reach = self.tails * variance.sqrt()
+        reach = variance.sqrt() * self.tails if self.tails < math.inf else torch.full_like(variance, math.inf)
         return alpha, excess, r * self.low - reach, r * self.high + reach
 
     def _solve(self, tau: float) -> Tensor:

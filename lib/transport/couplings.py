@@ -32,7 +32,7 @@ class Sinkhorn(NamedTuple):
     f: Tensor  # (n,) potential at x, units of the squared-distance cost
     g: Tensor  # (m,) potential at y
     value: Tensor  # 0-d  ⟨C, π⟩ + ε KL(π | a ⊗ b), from the dual
-    error: Tensor  # 0-d  Σ_j |(πᵀ1)_j − b_j|; the other marginal is exact
+    error: Tensor  # 0-d  Σ_j |(πᵀ1)_j − b_j|, after the last iterate but one where `g` was given; the other is exact
     converged: bool  # error ≤ tolerance
 
 
@@ -64,7 +64,7 @@ def sinkhorn(x: Tensor, y: Tensor, epsilon: float, *, log_a: Tensor | None = Non
         f, g, error, _ = _iterate(*clouds, start, epsilon, iterations, tolerance, momentum=False)
     else:
         centre = clouds[0].mean(0)
-        g, hot = torch.zeros_like(log_b), sum(float((z - centre).norm(dim=1).max()) for z in clouds[:2]) ** 2
+        g, hot = torch.zeros_like(log_b), sum(float((z - centre).detach().norm(dim=1).max()) for z in clouds[:2]) ** 2
         while hot > 2 * epsilon and iterations > 1:
             _, g, _, used = _iterate(*clouds, g, hot, min(STAGE, iterations - 1), COARSE)
             iterations, hot = iterations - used, hot / 2
