@@ -75,7 +75,7 @@ def view(x: Tensor, judge: Judge | None = None) -> View:
 def stacked(x: Tensor, judge: Judge | None = None) -> Tensor:
     """The mode 0 … 999 of each picture of three digits, x (n, 3·784): the 1,000 modes of Stacked MNIST."""
     digits = view(check.points("x", x, dim=3 * 784).reshape(-1, 784), judge).label
-    return digits.reshape(-1, 3) @ torch.tensor([100, 10, 1])
+    return digits.reshape(-1, 3) @ digits.new_tensor([100, 10, 1])
 
 
 class Report(NamedTuple):
@@ -96,8 +96,9 @@ def report(samples: View, data: View, train: View, *, k: int = 5, neighbours: in
 
     Precision, recall, density and coverage are of the first `neighbours` of each, k nearest neighbours.
     """
-    near = [part.features[:check.count("neighbours", neighbours)] for part in (samples, data)]
+    ours, theirs = (part.features[:check.count("neighbours", neighbours)] for part in (samples, data))
+    near, dense = metrics.precision_recall(ours, theirs, k), metrics.density_coverage(ours, theirs, k)
     found = metrics.histogram(samples.label, 10, metrics.histogram(data.label, 10).share)
-    return Report(metrics.frechet_distance(samples.features, data.features), *metrics.precision_recall(*near, k),
-                  *metrics.density_coverage(*near, k), found.found, found.kl,
+    return Report(metrics.frechet_distance(samples.features, data.features), near.precision, near.recall,
+                  dense.density, dense.coverage, found.found, found.kl,
                   metrics.copies(samples.features, train.features, data.features))

@@ -31,6 +31,9 @@ SIZE = 32
 class Autoencoder(nn.Module):
     """Flattened 28 × 28 pictures in [0, 1] to whitened codes of 32 numbers, and back."""
 
+    mean: Tensor
+    spread: Tensor
+
     def __init__(self, *, generator: torch.Generator) -> None:
         super().__init__()
         with seeded(generator):

@@ -78,13 +78,13 @@ def _iterate(x: Tensor, y: Tensor, log_a: Tensor, log_b: Tensor, g: Tensor, epsi
     """Sinkhorn at one temperature: f that belongs to g exactly, g, the error of their plan, iterations used."""
     sigma, last, age = math.sqrt(epsilon / 2), g, 0
     heavy_x, heavy_y = log_a > -math.inf, log_b > -math.inf  # the others are seen from, and never seen
-    cloud_x, cloud_y = Cloud(x[heavy_x], log_a[heavy_x]), Cloud(y[heavy_y], log_b[heavy_y])
+    cloud_x, cloud_y, log_a_, log_b_ = Cloud(x[heavy_x]), Cloud(y[heavy_y]), log_a[heavy_x], log_b[heavy_y]
 
     def f_of(g: Tensor) -> Tensor:
-        return -epsilon * reduce(x, cloud_y.weighted(cloud_y.log_w + g[heavy_y] / epsilon), sigma).log_z
+        return -epsilon * reduce(x, cloud_y.weighted(log_b_ + g[heavy_y] / epsilon), sigma).log_z
 
     def g_of(f: Tensor) -> Tensor:
-        return -epsilon * reduce(y, cloud_x.weighted(cloud_x.log_w + f[heavy_x] / epsilon), sigma).log_z
+        return -epsilon * reduce(y, cloud_x.weighted(log_a_ + f[heavy_x] / epsilon), sigma).log_z
 
     for used in range(1, iterations + 1):
         f = f_of(g)
