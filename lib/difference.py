@@ -44,7 +44,7 @@ def kernel_denoiser(cloud: Tensor | Cloud, *, log_w: Tensor | None = None, block
     log_w  (N,) log-weights; −inf leaves a point out, so a class is chosen by its weights.
     block  rows of the cloud taken at a time; the answer is the same and memory is bounded.
     """
-    log_w = None if log_w is None else log_w.detach().clone()
+    log_w = log_w.detach().clone() if isinstance(log_w, Tensor) else log_w
     whole = checked("cloud", cloud.detach().clone() if isinstance(cloud, Tensor) else cloud, log_w)
     if whole.values is not None:
         check.refuse("cloud", "a cloud with values", "one without: a denoiser averages the points themselves")

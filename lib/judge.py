@@ -51,7 +51,7 @@ def load(file: str | os.PathLike = WEIGHTS) -> Judge:
     """The trained judge, frozen, on the CPU; its weights are stored in half precision and used in float32."""
     if not File(file).exists():
         raise FileNotFoundError(f"{File(file).name} is missing; train the judge: `python full/judge.py`")
-    net = Judge(generator=torch.Generator())
+    net = Judge(generator=torch.Generator()).float()  # whatever type is the default
     net.load_state_dict({key: value.float() for key, value in load_file(file).items()})
     return net.eval().requires_grad_(False)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import nbformat
 import pytest
+import torch
 from IPython.core.inputtransformer2 import TransformerManager
 
 from pipeline import files, grade
@@ -31,6 +32,15 @@ def solutions(notebook: nbformat.NotebookNode) -> dict[str, tuple[ast.expr, list
 
 def raises(*_: object, **__: object) -> None:
     raise RuntimeError("on purpose")
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays():
+    """Chapters set a type and a style for all that follows; the next test is not theirs."""
+    before = torch.get_default_dtype()
+    with plt.rc_context():
+        yield
+    torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
