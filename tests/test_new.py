@@ -111,7 +111,7 @@ def test_the_skeleton_runs_passes_its_tests_and_those_of_every_notebook(root: Pa
         (str(n), word) for n in range(1, 5) for word in ("not attempted", "correct")]
     shutil.copytree(HOUSE / "docs", root / "docs")  # the published record
     shutil.copyfile(made / f"{NAME}.ipynb", root / "notebooks" / f"{NAME}.ipynb")
-    for name in ("conftest.py", "tree.py", "test_published.py"):
+    for name in ("conftest.py", "draws.py", "tree.py", "test_published.py"):
         shutil.copyfile(HOUSE / "tests" / name, root / "tests" / name)
     python("-m", "pytest", "-q", "tests/test_my_method.py")
     python("-m", "pytest", "-q", "tests/test_published.py", "-k", f"({NAME} or every_notebook) and not agree")
