@@ -57,7 +57,7 @@ def page(rows: list[Row], notebooks: dict[str, nbformat.NotebookNode]) -> str:
 
     text = ["# The ledger", "", f"{counted(rows)}. Written by `make publish` from the published run; each rule is in "
             "[claims.yaml](../claims.yaml), where it was committed before its number. A measured value stands with "
-            "its standard error, and the verdict is on the interval of two of them."]
+            "its standard error, and the verdict is on its 95 % interval, Student's t over the seeds."]
     for name, notebook in notebooks.items():
         mine = [row for row in rows if row.chapter == name]
         heading = re.search(r"^# (.*)", notebook.cells[0].source if notebook.cells else "")

@@ -39,8 +39,14 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("=", 1.2, 0.06, OPEN), ("≤", math.nan, 0.0, FAILS), ("≥", math.inf, 0.0, FAILS), ("≤", -math.inf, 0.0, FAILS),
     ("≥", 2.0, math.nan, FAILS), ("≥", 2.0, math.inf, FAILS),
 ])
-def test_two_standard_errors_decide(relation, value, spread, verdict):
+def test_the_interval_decides(relation, value, spread, verdict):
     assert Rule(relation, 1.0, 0.1 if relation == "=" else 0.0).verdict(value, spread, 1) == verdict
+
+
+def test_few_seeds_have_students_interval_of_95_percent():
+    for seeds, quantile in ((1, 1.96), (2, 12.706), (3, 4.303), (5, 2.776), (31, 2.042)):  # tables of Student's t
+        assert Rule("≤", 1.0).verdict(1.0 - 1.001 * quantile, 1.0, seeds) == HOLDS
+        assert Rule("≤", 1.0).verdict(1.0 - 0.999 * quantile, 1.0, seeds) == OPEN
 
 
 def test_too_few_seeds_leave_a_claim_open_and_do_not_save_one_that_fails():

@@ -15,10 +15,10 @@ An entry of claims.yaml, in the section of its chapter, is
       rule: {relation: "≤", threshold: 0.5, seeds: 3}          "=" takes a tolerance as well
       refuted: the outcome that would refute it
 
-or, in place of the last three, `not_reproduced: why`.  With the interval value ± 2 standard errors (of three seeds one
-of 82 %) a claim *holds* where all of it obeys the rule, *fails* where none of it does, and is *open* where it straddles
-the threshold, or where it would hold from fewer seeds than the rule asks for.  Running a cell again overwrites; inside
-the pipeline a second value is refused.
+or, in place of the last three, `not_reproduced: why`.  With its 95 % interval (Student's t where the standard error comes
+from few seeds: ± 4.3 of it from three) a claim *holds* where all of it obeys the rule, *fails* where none of it does,
+and is *open* where it straddles the threshold, or where it would hold from fewer seeds than the rule asks for.  Running
+a cell again overwrites; inside the pipeline a second value is refused.
 """
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 from IPython.display import Markdown, display
 from ruamel.yaml import YAML, YAMLError
+from scipy.special import stdtrit
 
 from lib.base import check
 from lib.base.stage import OUT
@@ -50,8 +51,12 @@ class Rule(NamedTuple):
     seeds: int = 1
 
     def verdict(self, value: float, spread: float, seeds: int) -> str:
-        """The verdict on value ± 2·spread, `spread` a standard error; not a number never holds."""
-        low, high = value - 2 * spread, value + 2 * spread
+        """The verdict on the 95 % interval of value, `spread` its standard error; not a number never holds.
+
+        From one seed the standard error is that of many samples, and the interval a normal one.
+        """
+        half = spread * (float(stdtrit(seeds - 1, 0.975)) if seeds > 1 else 1.96)
+        low, high = value - half, value + half
         least = -math.inf if self.relation == "≤" else self.threshold - self.tolerance
         most = math.inf if self.relation == "≥" else self.threshold + self.tolerance
         if not (math.isfinite(value) and math.isfinite(spread)) or high < least or low > most:
