@@ -15,7 +15,7 @@ An entry of claims.yaml, in the section of its chapter, is
       rule: {relation: "≤", threshold: 0.5, seeds: 3}          "=" takes a tolerance as well
       refuted: the outcome that would refute it
 
-or, in place of the last three, `not_reproduced: why`.  With its 95 % interval (Student's t where the standard error comes
+or, in place of the last three, `not_reproduced: why`.  With its 95 % interval (Student's t where the error comes
 from few seeds: ± 4.3 of it from three) a claim *holds* where all of it obeys the rule, *fails* where none of it does,
 and is *open* where it straddles the threshold, or where it would hold from fewer seeds than the rule asks for.  Running
 a cell again overwrites; inside the pipeline a second value is refused.
