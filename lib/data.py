@@ -105,6 +105,8 @@ def dequantise(k: Tensor, levels: int, generator: torch.Generator) -> Tensor:
 
     U stays 2⁻²⁴·max(levels, 256) short of 1, or float32 would sometimes round up to the next level.
     """
+    if not isinstance(k, Tensor):
+        check.refuse("k", type(k).__name__, "a torch.Tensor of levels")
     check.within("k", k, 0, check.count("levels", levels, low=2) - 1)
     check.generator("generator", generator)
     k = k if k.dtype == torch.float64 else k.float()

@@ -290,6 +290,9 @@ def diffuse(velocity: Field, score: Field, epsilon: float | OfTime, x: Tensor, t
 
     An increasing grid runs b + εs forward from ρ at t[0], a decreasing one b − εs backward.
     """
+    if not callable(epsilon):
+        check.within("epsilon", epsilon, 0.0, math.inf)
+    t = solve.grid(t, check.floating("x", x))
     epsilon_at = epsilon if callable(epsilon) else lambda t: torch.full_like(t, epsilon)
     sign = 1.0 if t[-1] > t[0] else -1.0
     return solve.sde(lambda t, x: velocity(t, x) + sign * epsilon_at(t) * score(t, x),
@@ -303,6 +306,7 @@ def log_density(velocity: Field, t: float, x: Tensor, base_log_p: Callable[[Tens
     log ρ_t(x) = log ρ_0(X_0) − ∫_0^t ∇·b(r, X_r) dr on the trajectory that ends in X_t = x; `divergence` as in
     `solve.log_likelihood`: exact, or Hutchinson's estimate, unbiased for log ρ_t.
     """
+    check.points("x", x)
     check.within("t", t, 0.0, 1.0)
     back = torch.linspace(float(t), 0, check.count("steps", steps) + 1, dtype=x.dtype, device=x.device)
     return solve.log_likelihood(velocity, x, back, base_log_p, divergence)

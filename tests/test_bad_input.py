@@ -103,7 +103,7 @@ DOORS: dict[str, tuple[Callable, dict[str, object]]] = {
     "data.digits": (data.digits, {"seed": SEED}),
     "data.breast_cancer": (data.breast_cancer, {"seed": SEED}),
     "data.mnist": (data.mnist, {"side": (7, "choice"), "seed": SEED}),
-    "data.dequantise": (lambda **a: data.dequantise(LABEL, **a), {"levels": (4, "count"), "generator": RANDOM}),
+    "data.dequantise": (data.dequantise, {"k": (LABEL, "levels"), "levels": (4, "count"), "generator": RANDOM}),
     "data.logit": (data.logit, {"x": (cloud(3).sigmoid(), "cloud"), "alpha": (1e-6, "number in [0, 1]")}),
     "data.unlogit": (data.unlogit, {"y": X}),
     "data.patches": (data.patches, {"n": (10, "count"), "seed": SEED, "side": SIZE}),
@@ -141,9 +141,9 @@ DOORS: dict[str, tuple[Callable, dict[str, object]]] = {
         "path": LATENT, "t": TIME, "x": cloud(3), "v": cloud(3)}),
     "interpolant.score_from_denoiser": (si.score_from_denoiser, {"interpolant": LATENT, "t": TIME, "eta": cloud(3)}),
     "interpolant.diffuse": (si.diffuse, {
-        "velocity": FIELD, "score": FIELD, "epsilon": 0.5, "x": ANY, "t": LINE, "generator": RANDOM}),
+        "velocity": FIELD, "score": FIELD, "epsilon": (0.5, "tails"), "x": ANY, "t": KNOTS, "generator": RANDOM}),
     "interpolant.log_density": (si.log_density, {
-        "velocity": FIELD, "t": SHARE, "x": cloud(3), "base_log_p": lambda x: x[:, 0], "steps": SIZE}),
+        "velocity": FIELD, "t": SHARE, "x": X, "base_log_p": lambda x: x[:, 0], "steps": SIZE}),
 } | {
     f"interpolant.{loss.__name__}": (loss, {
         "field": FIELD, "interpolant": LATENT, "x0": cloud(3), "x1": cloud(3), "t": TIME, "generator": RANDOM})
@@ -171,9 +171,10 @@ DOORS: dict[str, tuple[Callable, dict[str, object]]] = {
     "markov.fit_oism": (markov.fit_oism, {
         "data": (cloud(12), "columns"), "process": OU, "order": SIZE, "basis": ("total", "choice"), "shrinkage": SHARE,
         "tails": (1.0, "tails"), "held_out": LIKE_MANY}),
-    "OISM.score": (OISM.score, {"tau": 0.5, "x": (cloud(3), "columns")}),
-    "OISM.flow": (OISM.flow, {"tau": 0.5, "x": (cloud(3), "columns")}),
-    "OISM.rhs": (OISM.rhs, {"tau": 0.5, "ansatz": ("absolute", "choice")}),
+    "OISM.score": (OISM.score, {"tau": (0.5, "tails"), "x": (cloud(3), "columns")}),
+    "OISM.flow": (OISM.flow, {"tau": (0.5, "tails"), "x": (cloud(3), "columns")}),
+    "OISM.coefficients": (OISM.coefficients, {"tau": (0.5, "tails")}),
+    "OISM.rhs": (OISM.rhs, {"tau": (0.5, "tails"), "ansatz": ("absolute", "choice")}),
     "markov.kernel_score": (markov.kernel_score, SMOOTHED | {"log_w": (ZEROS, "log-weights")}),
     "markov.riemannian_kernel_score": (markov.riemannian_kernel_score, SMOOTHED | {
         "x": (cloud(3), "columns"), "neighbours": SIZE, "variant": ("frozen", "choice")}),
@@ -233,6 +234,8 @@ def bad(draw: Callable, kind: str, good: object) -> object:
         return one(rows) if kind == "rows" else one(rows, NOT_NUMBERS, OUTSIDE)
     if kind == "classes":
         return one(*(st.just(v) for v in (None, [0], good[:0], good + 1, good - 1, good.double(), good[:, None])))
+    if kind == "levels":
+        return one(NOT_TENSORS, st.just(good - 1), st.just(good + 4))
     if kind == "label":
         return one(*(st.just(v) for v in (None, good[:2], good + 1, good - 1, good.double(), good[:, None])))
     return one(NOT_NUMBERS, {

@@ -75,6 +75,7 @@ class OISM:
 
     def coefficients(self, tau: float) -> Tensor:
         """α_τ = A_τ⁻¹b_τ of f ≈ log dρ_τ/dπ, (GM,); solved in float64, once for each τ."""
+        check.within("tau", tau, 0.0, math.inf)
         return self._pick(self.levels(float(tau))[0]).flatten()
 
     def loss(self, tau: float, data: OISM) -> float:
@@ -194,6 +195,7 @@ class OISM:
     def _expand(self, tau: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """u = xQ, ∂f/∂u_j and ∂²f/∂u_j², each (B, d) in float64; beyond the noised data ∇f goes on linearly."""
         check.points("x", x, dim=len(self.frame))
+        check.within("tau", tau, 0.0, math.inf)
         if isinstance(tau, Tensor) and tau.dim():
             column(tau, x)
             distinct, which = tau.unique(return_inverse=True)
