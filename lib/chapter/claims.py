@@ -68,36 +68,23 @@ class Rule(NamedTuple):
         return f"{self.relation} {self.threshold:.4g}{slack}" + (f", {self.seeds} seeds" if self.seeds > 1 else "")
 
 
-class Claim(NamedTuple):
-    """An entry of claims.yaml."""
+class Row(NamedTuple):
+    """An entry of claims.yaml with, once measured, what this run says of it: a line of claims.json."""
 
     id: str
     chapter: str
     says: str
     source: str
     quantity: str = ""
-    rule: Rule | None = None  # None: not reproduced
-    refuted: str = ""
-    why: str = ""  # it was not reproduced
-
-
-class Row(NamedTuple):
-    """A claim with what this run says of it: a line of claims.json."""
-
-    id: str
-    chapter: str
-    says: str
-    source: str
-    quantity: str
-    rule: str
-    value: float | None
-    spread: float | None  # standard error
-    seeds: int | None
-    verdict: str
+    rule: Rule | str = ""  # as a string in claims.json; none where not reproduced
+    value: float | None = None
+    spread: float | None = None  # standard error
+    seeds: int | None = None
+    verdict: str = ""  # none where not measured
     note: str = ""
 
 
-def registry(file: Path | None = None) -> dict[str, Claim]:
+def registry(file: Path | None = None) -> dict[str, Row]:
     """All claims, by identifier; ValueError names an entry that says less, more or other than it must."""
     file = file or REGISTRY
     try:
@@ -106,7 +93,7 @@ def registry(file: Path | None = None) -> dict[str, Claim]:
         raise ValueError(f"{file.name} cannot be read: {error}") from error
     if not isinstance(sections, dict) or not all(isinstance(entries, dict) for entries in sections.values()):
         check.refuse(file.name, "another shape", "a mapping of chapters, each a mapping of claims")
-    found: dict[str, Claim] = {}
+    found: dict[str, Row] = {}
     for chapter, entries in sections.items():
         for id, entry in entries.items():
             if id in found:
@@ -115,17 +102,17 @@ def registry(file: Path | None = None) -> dict[str, Claim]:
     return found
 
 
-def _claim(where: str, id: str, chapter: str, entry: Any) -> Claim:
+def _claim(where: str, id: str, chapter: str, entry: Any) -> Row:
     untested = isinstance(entry, dict) and "not_reproduced" in entry
     needed = ("says", "source", "not_reproduced") if untested else NEEDED
     if not isinstance(entry, dict) or set(entry) != set(needed) or not all(entry.values()):
         check.refuse(where, sorted(entry) if isinstance(entry, dict) else entry, f"{', '.join(needed)}, none empty")
     if str(entry["source"]).split(":")[0] not in SOURCES:
         check.refuse(f"{where}: source", repr(entry["source"]), f"a word of {', '.join(SOURCES)}, and where")
-    if "not_reproduced" in entry:
-        return Claim(id, chapter, entry["says"], entry["source"], why=entry["not_reproduced"])
-    rule = _rule(f"{where}: rule", entry["rule"])
-    return Claim(id, chapter, entry["says"], entry["source"], entry["quantity"], rule, entry["refuted"])
+    row = Row(id, chapter, entry["says"], entry["source"])
+    if untested:
+        return row._replace(verdict=NOT_REPRODUCED, note=entry["not_reproduced"])
+    return row._replace(quantity=entry["quantity"], rule=_rule(f"{where}: rule", entry["rule"]))
 
 
 def _rule(where: str, given: Any) -> Rule:
@@ -142,14 +129,9 @@ class Ledger:
     """The claims, checks and metrics of one chapter; `prefix` is that of its claims, as "KO" of KO-3."""
 
     def __init__(self, prefix: str) -> None:
-        self.entries = {id: claim for id, claim in registry().items() if id.split("-")[0] == prefix}
-        self.rows: dict[str, Row] = {}
+        self.rows = {id: row for id, row in registry().items() if id.split("-")[0] == prefix}
         self.metrics: dict[str, float] = {}
         self.tolerances: dict[str, float] = {}
-        for claim in self.entries.values():
-            if claim.rule is None:
-                self.rows[claim.id] = Row(claim.id, claim.chapter, claim.says, claim.source, "", "", None, None, None,
-                                          NOT_REPRODUCED, claim.why)
         self._write()
 
     def measure(self, id: str, value: float, *, spread: float | None = None, seeds: int = 1, note: str = "") -> str:
@@ -157,22 +139,22 @@ class Ledger:
 
         ValueError for a claim that claims.yaml does not know, and without a spread where the rule asks for seeds.
         """
-        claim = self.entries.get(id)
-        if claim is None or claim.rule is None:
-            ruled = ", ".join(one.id for one in self.entries.values() if one.rule) or "none"
+        row = self.rows.get(id)
+        if row is None or not isinstance(row.rule, Rule):
+            ruled = ", ".join(one.id for one in self.rows.values() if one.rule) or "none"
             check.refuse("id", repr(id), f"a claim with a rule in claims.yaml: {ruled}")
-        self._once(id, self.rows)
+        self._once(id, self.verdicts())
         check.count("seeds", seeds)
-        if spread is None and claim.rule.seeds > 1:
-            check.refuse("spread", "none", f"a standard error: the rule of {id} asks for {claim.rule.seeds} seeds")
+        if spread is None and row.rule.seeds > 1:
+            check.refuse("spread", "none", f"a standard error: the rule of {id} asks for {row.rule.seeds} seeds")
         value, error = float(value), float(spread or 0.0)
         if error < 0:
             check.refuse("spread", error, "a standard error ≥ 0")
-        verdict = claim.rule.verdict(value, error, seeds)
-        if seeds < claim.rule.seeds:
-            note = "; ".join(filter(None, [note, f"{seeds} of {claim.rule.seeds} seeds"]))
-        self.rows[id] = Row(id, claim.chapter, claim.says, claim.source, claim.quantity, str(claim.rule), _round(value),
-                            None if spread is None else _round(error), seeds, verdict, note)
+        verdict = row.rule.verdict(value, error, seeds)
+        if seeds < row.rule.seeds:
+            note = "; ".join(filter(None, [note, f"{seeds} of {row.rule.seeds} seeds"]))
+        self.rows[id] = row._replace(value=_round(value), spread=None if spread is None else _round(error),
+                                     seeds=seeds, verdict=verdict, note=note)
         self._write()
         return verdict
 
@@ -198,16 +180,16 @@ class Ledger:
 
     def show(self) -> None:
         """Print the ledger as a table; inside the pipeline ValueError where a claim with a rule was not measured."""
-        missing = [id for id in self.entries if id not in self.rows]
+        missing = [row.id for row in self.rows.values() if not row.verdict]
         if missing and os.environ.get(OUT):
             check.refuse("claims", f"no value of {', '.join(missing)}", "a value of every claim of the chapter")
-        display(Markdown(table([self.rows[id] for id in self.entries if id in self.rows])))
+        display(Markdown(table([row for row in self.rows.values() if row.verdict])))
         if missing:
             print("not measured:", ", ".join(missing))
 
     def verdicts(self) -> dict[str, str]:
         """The verdict of each claim, in the order of claims.yaml."""
-        return {id: self.rows[id].verdict for id in self.entries if id in self.rows}
+        return {id: row.verdict for id, row in self.rows.items() if row.verdict}
 
     def _once(self, name: str, known: dict[str, Any]) -> None:
         if name in known and os.environ.get(OUT):
@@ -217,7 +199,7 @@ class Ledger:
         folder = os.environ.get(OUT)
         if not folder:
             return
-        rows = [self.rows[id]._asdict() for id in self.entries if id in self.rows]
+        rows = [row._asdict() | {"rule": str(row.rule)} for row in self.rows.values() if row.verdict]
         for name, content in (("claims", rows), ("metrics", self.metrics), ("tolerances", self.tolerances)):
             text = json.dumps(content, indent=1, ensure_ascii=False)
             (Path(folder) / f"{name}.json").write_text(text + "\n", encoding="utf-8")
