@@ -9,8 +9,8 @@ because Tweedie's formula makes each score (D − x)/σ² and x cancels.  At σ 
 KL(q ‖ p) per unit of speed, with dKL/dt = −E_q‖v‖², minus the Fisher divergence; at noisy points, its average
 E_ε v_σ(x + σε) is the steepest descent of KL(q_σ ‖ p_σ), which is zero only where q = p.
 
-Three forms: two clouds, whose D are softmax means (the one reduction); two functions D, such as a trained
-`Denoiser`; a discriminator, because the logit of the best classifier of p_σ against q_σ is log p_σ/q_σ.
+Two forms: two clouds, whose D are softmax means (the one reduction), and two functions D, such as a trained
+`Denoiser`.  (A third, the logit log p_σ/q_σ of the best classifier of p_σ against q_σ, is in the notebook.)
 
 Steps are measured in mean shifts: Δx = step·(D_p − D_q) is a time step of step·σ².
 
@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
 from lib.base import check, draw
 from lib.fit import Fit, Loss, fit
@@ -219,7 +218,7 @@ def train_generator(model: nn.Module, target: Tensor, *, latent: int, high: floa
     return fit(model, loss, steps, generator=generator, lr=lr, ema=ema, name=name)
 
 
-# --- learned denoisers and discriminators -----------------------------------------------------------------
+# --- learned denoisers ------------------------------------------------------------------------------------
 
 
 class Denoiser(nn.Module):
@@ -258,39 +257,3 @@ def denoiser_loss(data: Tensor, *, high: float, low: float, label: Tensor | None
         return (error.square().mean(1) * (model.scale**2 + sigma**2) / (sigma * model.scale) ** 2).mean()
 
     return loss
-
-
-def discriminator_loss(target: Tensor, source: Tensor, sigma: float, *, batch: int = 512) -> Loss:
-    """Logistic loss of model(0, y), (B, 1), for target (N, D) against source (M, D), both noised by σ ≥ 0.
-
-    At the optimum model(0, y) = log p_σ(y)/q_σ(y), and its gradient is the score difference.
-    """
-    check.points("target", target)
-    check.points("source", source, dim=target.shape[1], like=target)
-
-    def loss(model: nn.Module, generator: torch.Generator) -> Tensor:
-        real, fake = (_draw(x, batch, generator)[0] for x in (target, source))
-        real, fake = (x + sigma * draw.normal(x, generator) for x in (real, fake))
-        return logistic(model(0.0, real), model(0.0, fake))
-
-    return loss
-
-
-def logistic(real: Tensor, fake: Tensor) -> Tensor:
-    """−E log D(real) − E log(1 − D(fake)) in nats, from logits, D = sigmoid."""
-    return softplus(-real).mean() + softplus(fake).mean()
-
-
-def logit_gradient(model: nn.Module, x: Tensor, *, create_graph: bool = False) -> Tensor:
-    """∇_x model(0, x), shape (B, D), of a discriminator's logit; with its graph, it can be penalised."""
-    x = x.detach().requires_grad_()
-    with torch.enable_grad():
-        return torch.autograd.grad(model(0.0, x).sum(), x, create_graph=create_graph)[0]
-
-
-GAN_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {  # of the logit h, D = sigmoid h; −∇_x is a speed times ∇h
-    "saturating": lambda h: -softplus(h),  # log(1 − D), speed D
-    "non-saturating": lambda h: softplus(-h),  # −log D, speed 1 − D
-    "logit": lambda h: -h,  # log (1 − D)/D, speed 1: the score difference itself
-    "least squares": lambda h: (torch.sigmoid(h) - 1) ** 2 / 2,  # speed D(1 − D)²
-}

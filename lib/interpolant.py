@@ -169,30 +169,25 @@ def quadratic(f: Tensor, target: Tensor) -> dict[str, Tensor]:
     return {"loss": length - 2 * product, "monitor": 2 * (length - product).detach(), "length": length.detach()}
 
 
-def velocity_loss(field: Field, interpolant: Interpolant, x0: Tensor, x1: Tensor, t: float | Tensor,
-                  generator: torch.Generator | None = None) -> dict[str, Tensor]:
-    """`quadratic` for the velocity b, at ends (B, D) paired as they come and times (B,).
+def regression_loss(field: Field, interpolant: Interpolant, x0: Tensor, x1: Tensor, t: float | Tensor,
+                    generator: torch.Generator | None = None, *, target: str = "velocity") -> dict[str, Tensor]:
+    """`quadratic` for one of the conditional means, at ends (B, D) paired as they come and times t, a number or (B,).
+
+    target  "velocity" b; "denoiser" η = E[z | x_t], bounded at the ends; "score" s = −E[z | x_t]/γ, whose variance
+            grows as 1/γ² there.  The last two need a latent, and are refused where γ = 0.
 
     With a latent, z is drawn from `generator` and enters as ±z, so that γ′z, unbounded at the ends, cancels.
     """
+    check.choice("target", target, ("velocity", "denoiser", "score"))
+    if target != "velocity":
+        interpolant.gamma(t)
     x0, x1, t, z = antithetic(interpolant, x0, x1, t, generator)
-    return quadratic(field(t, interpolant.point(x0, x1, t, z)), interpolant.velocity(x0, x1, t, z))
+    wanted = {"velocity": lambda: interpolant.velocity(x0, x1, t, z), "denoiser": lambda: z,
+              "score": lambda: score_from_denoiser(interpolant, t, z)}[target]()
+    return quadratic(field(t, interpolant.point(x0, x1, t, z)), wanted)
 
 
-def denoiser_loss(field: Field, interpolant: Interpolant, x0: Tensor, x1: Tensor, t: float | Tensor,
-                  generator: torch.Generator) -> dict[str, Tensor]:
-    """`quadratic` for the denoiser η = E[z | x_t], whose target is bounded at the ends; as `velocity_loss`."""
-    interpolant.gamma(t)
-    x0, x1, t, z = antithetic(interpolant, x0, x1, t, generator)
-    return quadratic(field(t, interpolant.point(x0, x1, t, z)), z)
-
-
-def score_loss(field: Field, interpolant: Interpolant, x0: Tensor, x1: Tensor, t: float | Tensor,
-               generator: torch.Generator) -> dict[str, Tensor]:
-    """`quadratic` for the score s = −E[z | x_t]/γ, as `velocity_loss`; its variance grows as 1/γ² at the ends."""
-    interpolant.gamma(t)
-    x0, x1, t, z = antithetic(interpolant, x0, x1, t, generator)
-    return quadratic(field(t, interpolant.point(x0, x1, t, z)), score_from_denoiser(interpolant, t, z))
+velocity_loss = regression_loss  # with the target that it has unless told otherwise
 
 
 def antithetic(interpolant: Interpolant, x0: Tensor, x1: Tensor, t: float | Tensor,
@@ -222,13 +217,11 @@ def objective(interpolant: Interpolant, ends: Ends, *,
 
     At its first batch it warns if the interpolant is variance preserving and the ends do not let it be.
     """
-    warned = False
+    first = iter([True])
 
     def loss(model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
-        nonlocal warned
         x0, x1 = ends(generator)
-        if not warned:
-            warned = True
+        if next(first, False):
             warn_unless_white(interpolant, x0, x1)
         t = stratified(len(x1), generator).to(x1)
         return velocity_loss(model, interpolant, x0, x1, t if warp is None else warp(t), generator)

@@ -145,9 +145,10 @@ DOORS: dict[str, tuple[Callable, dict[str, object]]] = {
     "interpolant.log_density": (si.log_density, {
         "velocity": FIELD, "t": SHARE, "x": X, "base_log_p": lambda x: x[:, 0], "steps": SIZE}),
 } | {
-    f"interpolant.{loss.__name__}": (loss, {
-        "field": FIELD, "interpolant": LATENT, "x0": cloud(3), "x1": cloud(3), "t": TIME, "generator": RANDOM})
-    for loss in (si.velocity_loss, si.denoiser_loss, si.score_loss)
+    f"interpolant.regression_loss of {target}": (si.regression_loss, {
+        "field": FIELD, "interpolant": LATENT, "x0": cloud(3), "x1": cloud(3), "t": TIME, "generator": RANDOM,
+        "target": (target, "choice")})
+    for target in ("velocity", "denoiser", "score")
 } | {
     "difference.score_difference": (sd.score_difference, {
         "x": X, "target": cloud(5), "source": cloud(4), "sigma": SCALE}),
@@ -163,7 +164,6 @@ DOORS: dict[str, tuple[Callable, dict[str, object]]] = {
         "steps": SIZE, "generator": RANDOM, "lr": SCALE, "ema": SHARE, "batch": SIZE, "target_batch": SIZE}),
     "difference.Denoiser": (lambda scale: sd.Denoiser(MLP, scale), {"scale": SCALE}),
     "difference.denoiser_loss": (sd.denoiser_loss, LEVELS | {"data": X}),
-    "difference.discriminator_loss": (sd.discriminator_loss, {"target": X, "source": LIKE, "sigma": 1.0}),
     "markov.OrnsteinUhlenbeck": (markov.OrnsteinUhlenbeck, {"dim": SIZE}),
     "markov.ReflectedBrownian": (markov.ReflectedBrownian, {"dim": SIZE}),
     "markov.into_box": (markov.into_box, {"x": X}),

@@ -183,21 +183,6 @@ def test_mmd_velocity_in_terms_of_the_field():
     torch.testing.assert_close(left, right, rtol=0, atol=1e-10)
 
 
-SPEEDS = {"saturating": lambda D: D, "non-saturating": lambda D: 1 - D, "logit": torch.ones_like,
-          "least squares": lambda D: D * (1 - D) ** 2}
-
-
-@pytest.mark.parametrize("kind", sd.GAN_LOSSES)
-def test_gan_losses_push_along_the_field(kind):
-    """With D = p/(p + q), minus the gradient of the generator's loss is a positive speed times the field."""
-    p, q, sigma, x = normal(9, 2, seed=1) + 1, normal(7, 2, seed=2), 0.8, normal(20, 2, seed=3)
-    logit = lambda x: noised(p, sigma).log_prob(x) - noised(q, sigma).log_prob(x)
-    push = -gradient(lambda x: sd.GAN_LOSSES[kind](logit(x)), x)
-    D = noised(p, sigma).log_prob(x).exp()
-    D = (D / (D + noised(q, sigma).log_prob(x).exp()))[:, None]
-    torch.testing.assert_close(push, SPEEDS[kind](D) * sd.score_difference(x, p, q, sigma), rtol=0, atol=1e-10)
-
-
 class Denoised(nn.Module):
     """A linear map standing in for a network f(t, x)."""
 
@@ -209,18 +194,6 @@ class Denoised(nn.Module):
 
     def forward(self, t, x, label=None):
         return self.linear(x)
-
-
-def test_discriminator_learns_the_log_ratio_of_noised_densities():
-    """N(m, I) against N(−m, I) seen through σ: the logit is 2m·x/(1 + σ²), its gradient the same everywhere."""
-    m, sigma = torch.tensor([1.0, -0.5], dtype=F64), 0.75
-    clouds = [s * m + normal(20_000, 2, seed=i) for i, s in ((1, 1), (2, -1))]
-    loss = sd.discriminator_loss(*clouds, sigma, batch=2000)
-    net = sd.fit(Denoised(2, 1), loss, 300, lr=0.05, ema=None, generator=rng()).model
-    found = sd.logit_gradient(net, normal(3, 2, seed=4))
-    expected = (2 * m / (1 + sigma**2)).expand(3, 2)  # the estimate's standard error is about 0.02
-    torch.testing.assert_close(found, expected, rtol=0, atol=0.08)
-    assert float(loss(net, rng(1)).detach()) < 2 * math.log(2) - 0.3
 
 
 # --- diffusion --------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """lib.interpolant against a mixture oracle that shares no code with it, and against closed forms."""
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from typing import NamedTuple
@@ -237,8 +238,7 @@ def test_gradient_equals_that_of_the_squared_error():
 def test_minimum_gap_and_monitor(kind):
     """G(f*) = −E|f*|², G(f) − G(f*) = E|f − f*|², G̃(f*) = 0, each within 4 standard errors over 40 batches."""
     i = si.trigonometric() if kind == "velocity" else si.linear(si.brownian(0.8))
-    loss = {"velocity": si.velocity_loss, "velocity + γ": si.velocity_loss, "denoiser": si.denoiser_loss,
-            "score": si.score_loss}[kind]
+    loss = functools.partial(si.regression_loss, target=kind.removesuffix(" + γ"))
     oracle = Oracle(i, (TWO, THREE))
     best = {"velocity": oracle.b, "velocity + γ": oracle.b, "denoiser": lambda t, x: oracle.seen(t, x).z,
             "score": oracle.score}[kind]
@@ -540,9 +540,9 @@ def test_bad_input_is_refused_by_name():
         with refused("t: got a time with γ"):
             si.score_from_denoiser(latent, end, x)
         with refused("t: got a time with γ"):
-            si.denoiser_loss(lambda t, x: x, latent, x, x, end, rng())
+            si.regression_loss(lambda t, x: x, latent, x, x, end, rng(), target="denoiser")
     with refused("interpolant: got linear without latent"):
-        si.score_loss(lambda t, x: x, plain, x, x, 0.5, rng())
+        si.regression_loss(lambda t, x: x, plain, x, x, 0.5, rng(), target="score")
     with refused("generator: got NoneType"):
         si.velocity_loss(lambda t, x: x, latent, x, x, 0.5)
     with refused("x1: got 3 points"):
