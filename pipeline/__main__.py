@@ -60,7 +60,10 @@ def main(arguments: list[str]) -> None:
         setup.surroundings()
     if command in FOLDERS or command == "grade":
         rest = [Path(name) for name in rest or [FOLDERS[command]]]
-    getattr(import_module(f"pipeline.{module}"), function)(*rest)
+    try:
+        getattr(import_module(f"pipeline.{module}"), function)(*rest)
+    except OSError as error:  # such as a folder that cannot be written to
+        raise Refused(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from error
 
 
 if __name__ == "__main__":

@@ -5,11 +5,14 @@ from typing import NamedTuple
 
 from pipeline import files
 from pipeline.copies import INJECTED, read, tagged
-from pipeline.files import read_json
+from pipeline.files import NUMBER, Refused, read_json
 from pipeline.ledger import claims
 from pipeline.parameters import chapters
 
 PUBLISHED = "docs/published.json"
+NUMBERS = {str: NUMBER}  # metrics.json and tolerances.json
+SHAPE = {"chapters": {str: {"claims": {str: {"value": NUMBER | None, "verdict": str}}, "metrics": NUMBERS,
+                            "tolerances": NUMBERS}}}
 
 
 class Line(NamedTuple):
@@ -46,14 +49,15 @@ class Line(NamedTuple):
 
 def lines(name: str) -> list[Line]:
     """Every claim and metric of a chapter that was published or is here."""
-    published = read_json(files.ROOT / PUBLISHED, {}).get("chapters", {}).get(name, {})
-    was = {id: row for id, row in published.get("claims", {}).items() if isinstance(row, dict)}
+    published = read_json(files.ROOT / PUBLISHED, {"chapters": {}}, SHAPE)["chapters"].get(name, {})
+    was = published.get("claims", {})
     now = {row["id"]: row for row in claims(name)}
     both = [(id, was.get(id, {}), now.get(id, {})) for id in dict.fromkeys([*was, *now])]
     found = [Line(id, a.get("value"), b.get("value"), (a.get("verdict", "none"), b.get("verdict", "none")))
              for id, a, b in both]
-    tolerances = published.get("tolerances", {}) | read_json(files.RESULTS / name / "tolerances.json", {})
-    old, new = published.get("metrics", {}), read_json(files.RESULTS / name / "metrics.json", {})
+    here = {part: read_json(files.RESULTS / name / f"{part}.json", {}, NUMBERS) for part in ("metrics", "tolerances")}
+    tolerances = published.get("tolerances", {}) | here["tolerances"]
+    old, new = published.get("metrics", {}), here["metrics"]
     return found + [Line(key, old.get(key), new.get(key), tolerance=tolerances.get(key, 0.0))
                     for key in dict.fromkeys([*old, *new])]
 
@@ -62,7 +66,11 @@ def compare() -> None:
     """Print every row of every chapter that has results here, then the sum."""
     done = [name for name in chapters() if (files.RESULTS / name).exists()]
     for name in done:
-        cells = read(files.RESULTS / name / f"{name}.ipynb").cells
+        try:
+            cells = read(files.RESULTS / name / f"{name}.ipynb").cells
+        except Refused as refusal:
+            cells = []
+            print(refusal)
         injected = [cell.source for cell in cells if tagged(cell, INJECTED)]
         changed = [line for source in injected for line in source.splitlines() if " = " in line]
         print(f"{name}{' with ' if changed else ''}{', '.join(changed)}")

@@ -19,10 +19,13 @@ INJECTED = "injected-parameters"  # papermill's tag
 
 
 def read(file: Path) -> nbformat.NotebookNode:
-    """A notebook file; refuses what is not one, such as a file with merge-conflict marks."""
+    """A notebook file; refuses what is not one, such as a file with merge-conflict marks or a cell without source."""
     try:
-        return nbformat.read(file, as_version=4)
-    except (ValueError, AttributeError, KeyError, nbformat.ValidationError) as error:
+        notebook = nbformat.convert(nbformat.reader.reads(file.read_text(encoding="utf-8")), 4)
+        nbformat.validate(notebook)  # `nbformat.read` would log what it finds, and go on
+        return notebook
+    except (OSError, ValueError, AttributeError, LookupError, TypeError, RecursionError,
+            nbformat.ValidationError) as error:
         raise Refused(f"{file.relative_to(files.ROOT)} cannot be read as a notebook: {str(error)[:200]}") from error
 
 

@@ -15,6 +15,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 from pipeline import files
 from pipeline.copies import dumps, read, stripped
 from pipeline.files import Refused, replace, sha256
+from pipeline.parameters import chapters
 
 DATA = "lib/data.sha256"  # hashes of the files in data/
 
@@ -27,7 +28,7 @@ def imported(sources: list[str], folder: Path) -> tuple[dict[str, Path], set[str
     """
     modules: dict[str, Path] = {}
     packages: set[str] = set()
-    pending = [(source, "lib") for source in sources]
+    pending = [(source, "lib", "") for source in sources]
     while pending:
         for name in _imports(*pending.pop()):
             top, *rest = name.split(".")
@@ -43,17 +44,30 @@ def imported(sources: list[str], folder: Path) -> tuple[dict[str, Path], set[str
                     break
                 if module not in modules:
                     modules[module] = file
-                    pending.append((file.read_text(encoding="utf-8"), package))
+                    where = f"lib/{file.relative_to(folder).as_posix()}"
+                    pending.append((_text(file, where), package, where))
     return dict(sorted(modules.items())), packages
 
 
+def _text(file: Path, where: str) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise Refused(f"{where} is no UTF-8: {error}") from error
+
+
 @functools.cache  # chapters share most of lib
-def _imports(source: str, package: str) -> tuple[str, ...]:
-    """Absolute dotted names that a source imports; relative imports start from `package`."""
+def _imports(source: str, package: str, where: str) -> tuple[str, ...]:
+    """Absolute dotted names that a source imports; relative imports start from `package`.
+
+    Refuses a file of lib, at `where`, that is no Python; a cell will say so itself when it runs.
+    """
     source = re.sub(r"\A\s*%%.*", "", source)  # what %%time and the like hide; other magics become calls
     try:
         tree = ast.parse(TransformerManager().transform_cell(source))
-    except SyntaxError:  # the cell will say so itself when it runs
+    except (SyntaxError, ValueError) as error:  # ValueError: a null byte
+        if where:
+            raise Refused(f"{where} is no Python: {error}") from error
         return ()
     names: list[str] = []
     for node in ast.walk(tree):
@@ -87,7 +101,10 @@ def clean() -> None:
     """Write results/clean/NAME.ipynb and NAME.lib.json for every notebook, once data/ is whole."""
     check_data()
     folder, wanted = files.RESULTS / "clean", {}
-    for source in sorted((files.ROOT / "notebooks").glob("*.ipynb")):
+    sources = sorted((files.ROOT / "notebooks").glob("*.ipynb"))
+    if missing := set(chapters()) - {source.stem for source in sources}:
+        raise Refused(f"notebooks/{min(missing)}.ipynb is missing; need a notebook of each chapter in dvc.yaml")
+    for source in sources:
         notebook = stripped(read(source))
         wanted[source.name] = dumps(notebook)
         wanted[f"{source.stem}.lib.json"] = json.dumps(fingerprint(source.stem, notebook), indent=1) + "\n"
@@ -105,8 +122,10 @@ def check_data() -> None:
     Chapters depend on the data through that table.  Were data/ itself a dependency, `dvc repro` would take a
     damaged file for a new version, write it into data.dvc, and leave no way back.
     """
-    for line in (files.ROOT / DATA).read_text(encoding="utf-8").splitlines():
-        digest, name = line.split()
+    for line in (files.ROOT / DATA).read_text(encoding="utf-8", errors="replace").splitlines():
+        digest, _, name = line.partition("  ")
+        if not re.fullmatch(r"[0-9a-f]{64}", digest) or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", name):
+            raise Refused(f"{DATA}: got {line!r}; need a SHA-256, two spaces and a path below data/")
         file = files.ROOT / "data" / name
         if not file.exists():
             raise Refused(f"data/{name} is missing; need the bundled data: `make data` or `dvc pull data.dvc`")

@@ -23,7 +23,7 @@ def git(*arguments: str) -> str:
     except (OSError, subprocess.CalledProcessError) as error:
         raise Refused("no history of claims.yaml here; publishing needs git and a clone: rules are compared with the "
                       "last commit") from error
-    return done.stdout.decode("utf-8")
+    return done.stdout.decode("utf-8", errors="replace")
 
 
 def at(commit: str, file: str) -> str:
@@ -36,18 +36,17 @@ def rules(text: str) -> dict[str, object]:
     try:
         sections = YAML(typ="safe").load(text) or {}
         return {id: entry.get("rule") for entries in sections.values() for id, entry in entries.items()}
-    except (YAMLError, AttributeError):  # a commit with a broken file
+    except (YAMLError, ValueError, TypeError, AttributeError):  # a commit with a broken file
         return {}
 
 
 def numbers(text: str) -> dict[str, object]:
     """What docs/published.json says of each claim, its rule apart."""
     try:
-        chapters = json.loads(text)["chapters"].values()
-    except (ValueError, KeyError):
+        return {id: {key: part for key, part in entry.items() if key != "rule"} if isinstance(entry, dict) else entry
+                for chapter in json.loads(text)["chapters"].values() for id, entry in chapter["claims"].items()}
+    except (ValueError, LookupError, TypeError, AttributeError):  # a commit with a broken file
         return {}
-    return {id: {key: part for key, part in entry.items() if key != "rule"} if isinstance(entry, dict) else entry
-            for chapter in chapters for id, entry in chapter["claims"].items()}
 
 
 def _changed(before: dict[str, object], after: dict[str, object]) -> set[str]:
@@ -58,7 +57,7 @@ def _changed(before: dict[str, object], after: dict[str, object]) -> set[str]:
 def undecided() -> list[str]:
     """Claims whose rule in the tree is not that of the last commit."""
     here = files.ROOT / RULES
-    text = here.read_text(encoding="utf-8") if here.exists() else ""
+    text = here.read_text(encoding="utf-8", errors="replace") if here.exists() else ""
     return sorted(_changed(rules(at("HEAD", RULES)), rules(text)))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import nbformat
 
 from pipeline import files
-from pipeline.files import read_json, replace
+from pipeline.files import NUMBER, read_json, replace
 
 if TYPE_CHECKING:
     from lib.chapter.claims import Row
@@ -19,9 +19,15 @@ VERDICTS = ("holds", "fails", "open", "not reproduced")
 SOURCES = {"paper": "What the paper says", "follow-up": "What follow-ups say", "ours": "What we add"}
 
 
+# A line of claims.json, as Row of lib.chapter.claims, which needs torch, writes it.
+ROW = {"id": str, "chapter": str, "says": str, "source": str, "quantity": str, "rule": str, "value": NUMBER | None,
+       "spread": NUMBER | None, "seeds": int | None, "verdict": str, "note": str}
+
+
 def claims(name: str) -> list[dict]:
     """The rows of a chapter's results; empty without results."""
-    return read_json(files.RESULTS / name / "claims.json", [])
+    found = read_json(files.RESULTS / name / "claims.json", [], [ROW])
+    return [{key: row[key] for key in ROW} for row in found]
 
 
 def write(chapters: list[str]) -> None:
@@ -29,7 +35,7 @@ def write(chapters: list[str]) -> None:
     found = [row for name in chapters for row in claims(name)]
     replace(files.RESULTS / "ledger.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     text = io.StringIO()
-    table = csv.DictWriter(text, list(found[0]) if found else [], lineterminator="\n")
+    table = csv.DictWriter(text, list(ROW), lineterminator="\n")
     table.writeheader()
     table.writerows(found)
     replace(files.RESULTS / "ledger.csv", text.getvalue())

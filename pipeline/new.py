@@ -14,7 +14,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from pipeline import files
 from pipeline.copies import dumps, read, stripped
 from pipeline.files import replace
-from pipeline.parameters import Refused, read_yaml
+from pipeline.parameters import Refused, chapters, read_yaml
 
 METHOD = '''\
 r"""TITLE: in one line, what this module computes.
@@ -234,8 +234,8 @@ def new(name: str) -> None:
     """Write the skeleton of a chapter, or nothing: refuses a bad name, and one that is taken."""
     pipeline = (files.ROOT / "dvc.yaml").read_text(encoding="utf-8")
     params, registry = (read_yaml(files.ROOT / f"{part}.yaml") for part in ("params", "claims"))
-    chapters = read_yaml(files.ROOT / "dvc.yaml")["stages"]["run"]["foreach"]
-    number, last = f"{int(chapters[-1][:2]) + 1:02d}", chapters[-1]
+    last = chapters()[-1]
+    number = f"{int(last[:2]) + 1:02d}"
     if not re.fullmatch(number + "_[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
         raise Refused(f"name: got {name!r}; need {number}_ and words of small letters and digits joined by _")
     method = name.partition("_")[2]

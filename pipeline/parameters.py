@@ -11,6 +11,7 @@ Everything is checked before anything is computed, and a refusal names file, key
 from __future__ import annotations
 
 import ast
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,10 +24,14 @@ NUMBER = "{value: …, range: [low, high]} or {value: …, choices: […]}"
 FORMS = {int: NUMBER, float: NUMBER, str: "{value: …, choices: […]}", bool: "{value: true} or {value: false}"}
 
 
-def literals(source: str) -> dict[str, object]:
-    """The top-level assignments of literals in Python source: name → value."""
+def literals(source: str, where: str = "source") -> dict[str, object]:
+    """The top-level assignments of literals in Python source: name → value; what is no Python is refused."""
+    try:
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError) as error:
+        raise Refused(f"{where} is no Python: {error}") from error
     found: dict[str, object] = {}
-    for node in ast.parse(source).body:
+    for node in body:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         if isinstance(target, ast.Name) and isinstance(node, (ast.Assign, ast.AnnAssign)):
             with suppress(ValueError, TypeError):
@@ -38,7 +43,7 @@ def read_yaml(file: Path) -> dict:
     """A YAML file that holds a mapping, read by DVC's parser: 1e-3 is a number, and a key given twice an error."""
     try:
         content = YAML(typ="safe").load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
+    except (OSError, ValueError, TypeError, RecursionError, YAMLError) as error:  # such as a 32nd of January
         raise Refused(f"{file.name} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise Refused(f"{file.name}: got {type(content).__name__}; need a mapping")
@@ -46,8 +51,12 @@ def read_yaml(file: Path) -> dict:
 
 
 def chapters() -> list[str]:
-    """Names of the chapters, in the order of dvc.yaml."""
-    return list(read_yaml(files.ROOT / "dvc.yaml")["stages"]["run"]["foreach"])
+    """Names of the chapters, in the order of dvc.yaml; each names files and folders, and none outside the tree."""
+    found = read_yaml(files.ROOT / "dvc.yaml")
+    match found:
+        case {"stages": {"run": {"foreach": [*names]}}} if all(re.fullmatch(r"\w[\w-]*", str(name)) for name in names):
+            return [str(name) for name in names]
+    raise Refused("dvc.yaml: need, under stages, run, foreach, a list of chapters named by letters, digits, _ and -")
 
 
 def checked(name: str, given: object, defaults: dict[str, object]) -> dict[str, object]:

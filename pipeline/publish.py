@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from pipeline import files, history
 from pipeline.certificate import machine
+from pipeline.compare import NUMBERS
 from pipeline.copies import INJECTED, dumps, read, stripped, tagged
-from pipeline.files import Refused, read_json, replace
+from pipeline.files import Refused, load_json, replace
 from pipeline.ledger import claims, page, summary
 from pipeline.parameters import chapters
 
@@ -28,6 +29,7 @@ def publish() -> None:
     history.refuse_late_rules()
     names = chapters()  # refuse before anything is written
     executed, rows = {name: publishable(name) for name in names}, judged(names)
+    record = {"machine": machine(), "chapters": {name: recorded(name) for name in names}}
     notebooks = {name: read(files.RESULTS / name / f"{name}.ipynb") for name in names}
     for name, text in executed.items():
         replace(files.ROOT / "notebooks" / f"{name}.ipynb", text)
@@ -35,7 +37,6 @@ def publish() -> None:
         if picture.exists():
             gallery.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(picture, gallery / f"{name}.png")
-    record = {"machine": machine(), "chapters": {name: recorded(name) for name in names}}
     replace(files.ROOT / "docs" / "published.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     replace(files.ROOT / "docs" / "ledger.md", page(rows, notebooks))
     replace(readme, f"{head}{MARKS[0]}\n{summary(rows, notebooks)}\n{MARKS[1]}{rest[0]}")
@@ -47,7 +48,11 @@ def judged(names: list[str]) -> list[Row]:
     from lib.chapter.claims import Row, registry
 
     rows = [Row(**row) for name in names for row in claims(name)]
-    rules = {id: claim.rule for id, claim in registry(files.ROOT / history.RULES).items() if claim.chapter in names}
+    try:
+        known = registry(files.ROOT / history.RULES)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    rules = {id: claim.rule for id, claim in known.items() if claim.chapter in names}
     mine = {row.id: row.rule for row in rows}
     if other := sorted(id for id in rules.keys() | mine.keys() if str(rules.get(id) or "") != mine.get(id)):
         raise Refused(f"{', '.join(other)}: not measured under the rules of claims.yaml; run `make repro`")
@@ -56,7 +61,8 @@ def judged(names: list[str]) -> list[Row]:
 
 def recorded(name: str) -> dict[str, dict]:
     """What docs/published.json keeps of a chapter."""
-    metrics, tolerances = (read_json(files.RESULTS / name / f"{part}.json", {}) for part in ("metrics", "tolerances"))
+    parts = [files.RESULTS / name / f"{part}.json" for part in ("metrics", "tolerances")]
+    metrics, tolerances = (load_json(file, NUMBERS) if file.exists() else {} for file in parts)
     kept = ("value", "spread", "seeds", "verdict", "rule")
     return {"metrics": metrics, "tolerances": tolerances,
             "claims": {row["id"]: {key: row[key] for key in kept} for row in claims(name)}}

@@ -7,7 +7,7 @@ import sys
 import time
 
 from pipeline import compare, files, ledger
-from pipeline.files import Refused, read_json
+from pipeline.files import NUMBER, Refused, read_json
 from pipeline.parameters import chapters, read_yaml
 
 NOISE = ("Use `dvc push`", "Generating lock file", "Updating lock file")  # what DVC says of no use here
@@ -28,7 +28,8 @@ def repro(*options: str) -> None:
     print(f"\n{'chapter':34} {'seconds':>8}  {'state':10} {'claims':>7}  look at")
     rebuilt = []
     for name in chapters():
-        timing = read_json(files.RESULTS / "timings" / f"{name}.json", {"seconds": "–", "finished": 0.0})
+        timing = read_json(files.RESULTS / "timings" / f"{name}.json", {"seconds": "–", "finished": 0.0},
+                           {"seconds": NUMBER, "finished": NUMBER})
         state = "rebuilt" if timing["finished"] >= started else "last good" if code else "up to date"
         if not (files.RESULTS / name).exists():
             state = "missing"

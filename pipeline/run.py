@@ -4,7 +4,7 @@ A chapter depends on its stripped copy and on the hashes of the `lib` files it i
 touching a file reruns nothing, and editing one module reruns the chapters that use it.  `run` checks the
 parameters before anything is computed, executes the copy with papermill in a folder of its own, shows its
 progress in the terminal, makes the result a function of its inputs alone (no dates, no random identifiers),
-and puts it in place by two renames: a failure or a kill at any moment leaves the last good results readable.
+and puts it in place in one step: a failure or a kill at any moment leaves the last good results readable.
 """
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ import nbformat
 from lib.base import stage
 from pipeline import files
 from pipeline.copies import dumps, normalised, read, tagged
-from pipeline.files import Refused, read_json, replace
+from pipeline.files import Refused, exchange, load_json, replace
 from pipeline.parameters import checked, literals, read_yaml
 
 
 def parameters(name: str, notebook: nbformat.NotebookNode) -> tuple[dict[str, object], dict[str, object]]:
     """The chapter's parameters: all values by params.yaml, and those that differ from the notebook's defaults."""
     cells = [cell.source for cell in notebook.cells if tagged(cell, "parameters")]
-    defaults = literals("\n".join(cells))
+    defaults = literals("\n".join(cells), f"notebooks/{name}.ipynb: the cell tagged `parameters`")
     sections = read_yaml(files.ROOT / "params.yaml")
     values = checked(name, sections.get(name, {}), defaults)
     return values, {key: value for key, value in values.items() if value != defaults[key]}
@@ -43,9 +43,9 @@ def parameters(name: str, notebook: nbformat.NotebookNode) -> tuple[dict[str, ob
 def run(name: str) -> None:
     """Execute the clean copy of a chapter and put its results at results/NAME/."""
     source, target = files.RESULTS / "clean" / f"{name}.ipynb", files.RESULTS / name
-    if not source.exists():
-        known = ", ".join(sorted(file.stem for file in source.parent.glob("*.ipynb"))) or "none: run `clean` first"
-        raise Refused(f"chapter: got {name!r}; need one of {known}")
+    known = sorted(file.stem for file in source.parent.glob("*.ipynb"))
+    if name not in known:  # nor a path to one elsewhere
+        raise Refused(f"chapter: got {name!r}; need one of {', '.join(known) or 'none: run `clean` first'}")
     values, changed = parameters(name, read(source))
     with alone(name):
         repair(target)
@@ -77,13 +77,17 @@ def execute(source: Path, output: Path, changed: dict[str, object], checkpoints:
                                        cwd=str(files.ROOT / "notebooks"), progress_bar=bar, start_timeout=300,
                                        iopub_timeout=60)
             replace(output, dumps(normalised(read(output))))
-            verdicts = {row["id"]: row["verdict"] for row in read_json(output.with_name("claims.json"), [])}
+            claims = output.with_name("claims.json")
+            rows = load_json(claims, [{"id": str, "verdict": str}]) if claims.exists() else []
+            verdicts = {row["id"]: row["verdict"] for row in rows}
             replace(output.with_name("verdicts.json"), json.dumps(verdicts, indent=1) + "\n")  # for `dvc metrics show`
             return
         except papermill.PapermillExecutionError as error:
             why = f"cell {error.exec_count} raised {error.ename}: {error.evalue}\n{error.source}"
         except DeadKernelError:
             why = "the kernel died, often for lack of memory"
+        except RuntimeError as error:  # such as a kernel that never answered
+            why = str(error)
         except KeyboardInterrupt:
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # what was under way has no one to tell
             raise Refused(f"{name}: interrupted; the last good results are untouched, "
@@ -91,10 +95,13 @@ def execute(source: Path, output: Path, changed: dict[str, object], checkpoints:
         except OSError as error:  # such as a full disk
             raise Refused(f"{name}: {error}; the last good results are untouched") from None
     kept = files.RESULTS / "failed" / output.name
-    kept.parent.mkdir(exist_ok=True)
-    shutil.copyfile(output, kept)
-    raise Refused(f"{name}: {why}\nThe notebook as far as it came: {kept.relative_to(files.ROOT)}; "
-                  "the last good results are untouched.")
+    try:
+        kept.parent.mkdir(exist_ok=True)
+        os.replace(output, kept)  # also where the disk is full
+        where = kept.relative_to(files.ROOT).as_posix()
+    except OSError as error:
+        where = f"not kept, {error.strerror}"
+    raise Refused(f"{name}: {why}\nThe notebook as far as it came: {where}; the last good results are untouched.")
 
 
 @contextmanager
@@ -128,11 +135,14 @@ def alone(name: str) -> Iterator[None]:
 
 
 def swap(work: Path, target: Path) -> None:
-    """Put `work` in the place of `target` by two renames."""
+    """Put `work` in the place of `target`: in one step, or, where the system has none for it, by two renames."""
     old = target.with_name(f".{target.name}.old")
-    if target.exists():
-        target.rename(old)
-    work.rename(target)
+    if target.exists() and exchange(work, target):
+        old = work
+    else:
+        if target.exists():
+            target.rename(old)
+        work.rename(target)
     shutil.rmtree(old, ignore_errors=True)
 
 

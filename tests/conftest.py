@@ -60,6 +60,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "lib" / "data.py").touch()
     (tmp_path / "lib" / "data.sha256").write_text(f"{sha256}  points.npz\n")
     (tmp_path / "results").mkdir()
+    (tmp_path / "dvc.yaml").write_text("stages: {run: {foreach: []}}")
     monkeypatch.setattr(files, "ROOT", tmp_path)
     monkeypatch.setattr(files, "RESULTS", tmp_path / "results")
     return tmp_path

@@ -163,6 +163,15 @@ def test_an_entry_that_is_not_whole_is_named(written, old, new, message):
         registry()
 
 
+@pytest.mark.parametrize(("text", "message"), [
+    ("X: {X-1: \udcff}", "claims.yaml cannot be read"), ("X: [1", "claims.yaml cannot be read"),
+    ("X: {1: {says: a}}", "claims.yaml: 1: got no word; need a name"), ("- X", "claims.yaml: got another shape")])
+def test_a_registry_that_is_none_is_named(written, text, message):
+    written.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=f"^{message}"):
+        claims.registry()
+
+
 def test_without_a_registry_there_are_no_claims(written):
     written.unlink()
     assert registry() == {}

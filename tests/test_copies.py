@@ -1,6 +1,7 @@
 """The stripped copy of a notebook, the executed one, and the student's edition."""
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import nbformat
@@ -69,10 +70,23 @@ def test_normalising_keeps_outputs_and_the_injected_cell():
 
 def test_a_file_that_is_no_notebook_is_refused_by_name(root: Path):
     (root / "notebooks").mkdir()
-    for content in ("<<<<<<< ours\n{}", "[]", "{}", '{"nbformat": 4}', "\xff"):
-        (root / "notebooks" / "00_a.ipynb").write_bytes(content.encode("latin1"))
-        with pytest.raises(Refused, match=r"notebooks/00_a\.ipynb cannot be read"):
+    file = root / "notebooks" / "00_a.ipynb"
+    good = json.loads(nbformat.writes(new_notebook(cells=[code("1", "solution"), new_markdown_cell("a")])))
+    cell, text = good["cells"]
+    wrong = [good | {"cells": None}, good | {"cells": {}}, good | {"cells": [None]}, good | {"metadata": None},
+             good | {"nbformat": "4"}, good | {"nbformat": 99}, {key: good[key] for key in good if key != "cells"},
+             *(good | {"cells": [text, cell | part]} for part in (
+                 {"source": None}, {"metadata": None}, {"metadata": {"tags": None}}, {"metadata": {"tags": "solution"}},
+                 {"cell_type": "poem"}, {"outputs": None}, {"outputs": [{}]})),
+             *(good | {"cells": [{key: cell[key] for key in cell if key != part}, text]} for part in (
+                 "source", "metadata", "cell_type", "outputs"))]
+    for content in ("<<<<<<< ours\n{}", "[]", "{}", '{"nbformat": 4}', "\xff", "null", "", "[" * 100_000,
+                    *map(json.dumps, wrong)):
+        file.write_bytes(content.encode("latin1"))
+        with pytest.raises(Refused, match=r"error: notebooks/00_a\.ipynb cannot be read as a notebook: "):
             prints.clean()
+    file.write_text(json.dumps(good))
+    prints.clean()
 
 
 def test_the_student_has_no_solutions_and_no_outputs(root: Path):

@@ -132,6 +132,32 @@ def test_clean_writes_copies_and_sweeps_the_rest(root: Path):
     assert before == {file: file.stat().st_mtime_ns for file in folder.iterdir()}  # not even written again
 
 
+@pytest.mark.parametrize(("content", "message"), [
+    (b"x = '\xe4'", r"lib/used\.py is no UTF-8: "), (b"def broken(", r"lib/used\.py is no Python: .*line 1"),
+    (b"a = 1\n b = 2", r"lib/used\.py is no Python: unexpected indent .*line 2"),
+    (b"\0", r"lib/used\.py is no Python: ")])
+def test_a_file_of_lib_that_python_cannot_read_is_named(root: Path, content: bytes, message: str):
+    write(root / "notebooks" / "00_a.ipynb", code("from lib import used"))
+    (root / "lib" / "used.py").write_bytes(content)
+    (root / "lib" / "other.py").write_bytes(b"\xff")  # which no chapter imports
+    with pytest.raises(Refused, match=message):
+        prints.clean()
+
+
+def test_a_chapter_without_its_notebook_is_named(root: Path):
+    write(root / "notebooks" / "00_a.ipynb", code("1"))
+    (root / "dvc.yaml").write_text("stages: {run: {foreach: [00_a, 01_b]}}")
+    with pytest.raises(Refused, match=r"notebooks/01_b\.ipynb is missing; need a notebook of each chapter"):
+        prints.clean()
+
+
+@pytest.mark.parametrize("line", ["points.npz", "abc  points.npz", "0" * 64, f"{'0' * 64}  ../points.npz", "\udcff"])
+def test_a_table_of_data_that_is_none_is_named(root: Path, line: str):
+    (root / prints.DATA).write_bytes(line.encode("utf-8", "surrogateescape"))
+    with pytest.raises(Refused, match=r"lib/data\.sha256: got .*; need a SHA-256, two spaces and a path below data/"):
+        prints.clean()
+
+
 def test_clean_refuses_damaged_and_missing_data(root: Path):
     file = root / "data" / "points.npz"
     file.write_bytes(b"some pointz")

@@ -10,7 +10,7 @@ from nbformat.v4 import new_notebook
 from tree import code
 
 from pipeline import run
-from pipeline.parameters import Refused, checked, literals, read_yaml
+from pipeline.parameters import Refused, chapters, checked, literals, read_yaml
 
 DEFAULTS = {"seed": 0, "lr": 1e-3, "device": "auto", "noisy": True}
 GIVEN = {"seed": {"value": 3, "range": [0, 9]}, "lr": {"value": 1, "range": [0, 2]},
@@ -100,10 +100,14 @@ def test_literals():
 
 @pytest.mark.parametrize(("text", "message"), [
     ("a: [1", "params.yaml cannot be read"), ("a: 1\na: 2", "params.yaml cannot be read.*duplicate"),
-    ("- 1", "params.yaml: got list; need a mapping"), ("", "params.yaml: got NoneType; need a mapping")])
+    ("- 1", "params.yaml: got list; need a mapping"), ("", "params.yaml: got NoneType; need a mapping"),
+    ("a: \udcff", "params.yaml cannot be read"), ("a: 2001-13-45", "params.yaml cannot be read.*month"),
+    ("a: !!int x", "params.yaml cannot be read"), ("a: " + "[" * 2000, "params.yaml cannot be read"),
+    ("? {a: 1}\n: 2", "params.yaml cannot be read"), ("a: !!binary x", "params.yaml cannot be read"),
+    ("a: *b", "params.yaml cannot be read"), ("a: \0", "params.yaml cannot be read")])
 def test_malformed_yaml_is_refused(text: str, message: str, tmp_path: Path):
     file = tmp_path / "params.yaml"
-    file.write_text(text)
+    file.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(Refused, match=f"(?s){message}"):
         read_yaml(file)
 
@@ -114,6 +118,24 @@ def test_yaml_is_read_as_dvc_reads_it(tmp_path: Path):
         read_yaml(file)
     file.write_text("a: 1e-3\nb: off\nc: {range: [0, 1e6]}\n")  # an older YAML reads words here, and False
     assert read_yaml(file) == {"a": 0.001, "b": "off", "c": {"range": [0, 1e6]}}
+
+
+@pytest.mark.parametrize("text", [
+    "[]", "a: 1", "stages:", "stages: {run: }", "stages: {run: {foreach: }}", "stages: {run: {foreach: {a: 1}}}",
+    "stages: {run: {foreach: [../00_a]}}", "stages: {run: {foreach: [00_a, ..]}}", "stages: {run: {foreach: [a/b]}}"])
+def test_chapters_are_a_list_of_plain_names(text: str, root: Path):
+    (root / "dvc.yaml").write_text(text)
+    with pytest.raises(Refused, match=r"error: dvc\.yaml: "):
+        chapters()
+    (root / "dvc.yaml").write_text("stages: {run: {foreach: [00_a, my-chapter, 7]}}")
+    assert chapters() == ["00_a", "my-chapter", "7"]
+
+
+@pytest.mark.parametrize("source", ["seed = ", "seed = 1\n  size = 2", "%matplotlib inline\nseed = 0"])
+def test_a_parameters_cell_that_is_no_python_is_named(source: str, root: Path):
+    (root / "params.yaml").write_text("00_a:\n  seed: {value: 4, range: [0, 9]}\n")
+    with pytest.raises(Refused, match=r"notebooks/00_a\.ipynb: the cell tagged `parameters` is no Python: .*line "):
+        run.parameters("00_a", new_notebook(cells=[code(source, "parameters")]))
 
 
 def test_only_what_differs_is_injected(root: Path):

@@ -60,6 +60,14 @@ def test_outside_the_pipeline_it_only_shows(shown, tmp_path, monkeypatch):
     assert len(shown) == 2 and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["", "a/b", "..", "../one", "/one", "a\\b", "one.png", "one\n"])
+def test_a_figure_is_named_by_a_word(name, shown, tmp_path, monkeypatch):
+    monkeypatch.setenv("FIVE_ROADS_OUT", str(tmp_path / "out"))
+    with pytest.raises(ValueError, match=r"^name: got .*; need letters, digits, _ and -"):
+        plot.show(draw(), name, ALT)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("alt", ["", "figure", "a plot of the density here"[:21]])
 def test_alternative_text_is_required(alt, shown):
     with pytest.raises(ValueError, match=r"^alt: got .+; need a sentence"):

@@ -80,7 +80,9 @@ def test_the_whole_ledger_stands_by_chapter_and_source_with_a_link_to_the_cell(r
 def test_publishing_refuses_before_anything_is_written(repository: Path):
     second = repository / "notebooks" / "01_b.ipynb"
     made = repository / "results" / "01_b" / "01_b.ipynb"
-    good = {file: file.read_bytes() for file in (second, made, repository / "README.md", made.with_name("claims.json"))}
+    good = {file: file.read_bytes() for file in (
+        second, made, repository / "README.md", repository / "claims.yaml", made.with_name("claims.json"),
+        made.with_name("metrics.json"))}
 
     def refused(message: str) -> None:
         before = tree(repository)
@@ -104,6 +106,13 @@ def test_publishing_refuses_before_anything_is_written(repository: Path):
     refused("B-2: not measured")
     record(repository, "01_b", [row("B-1", "01_b"), missing("B-2", "01_b"), row("B-3", "01_b")])
     refused("B-3: not measured")
+    record(repository, "01_b", [{"id": "B-1"}])
+    refused("B-1, B-2: not measured")
+    (repository / "claims.yaml").write_text("- no mapping")
+    refused(r"claims\.yaml: ")
+    for wrong in ("[]", '{"loss": null}', "{"):
+        made.with_name("metrics.json").write_text(wrong)
+        refused(r"results/01_b/metrics\.json")
     publish.publish()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -14,32 +15,42 @@ from tree import code, folder, missing, row, write
 
 from lib.base.stage import progress
 from pipeline import __main__ as command
+from pipeline import files, run
 from pipeline import fingerprint as prints
-from pipeline import run
 from pipeline.parameters import Refused
 
 
-def test_a_swap_cut_off_anywhere_is_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A kill after each of the three steps; the last good results are whole, and nothing is left over."""
-    for step, expected in enumerate(["old", "old", "new", "new"]):
-        base = tmp_path / str(step)
-        target, work = folder(base / "00_a", "old"), folder(base / ".00_a.1.new", "new")
-        calls = iter(range(9))
+@pytest.mark.parametrize("step", range(5))
+def test_where_two_renames_must_do_a_swap_cut_off_anywhere_is_repaired(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int):
+    """A kill before each of the steps; then the last good results are whole, and nothing is left over."""
+    target, work = folder(tmp_path / "00_a", "old"), folder(tmp_path / ".00_a.1.new", "new")
+    calls = iter(range(9))
 
-        def killed(call, calls=calls, step=step):
-            def step_or_die(*args: object, **kwargs: object) -> object:
-                if next(calls) >= step:
-                    raise KeyboardInterrupt
-                return call(*args, **kwargs)
-            return step_or_die
+    def killed(call):
+        def step_or_die(*args: object, **kwargs: object) -> object:
+            if next(calls) >= step:
+                raise KeyboardInterrupt
+            return call(*args, **kwargs)
+        return step_or_die
 
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) if step < 3 else monkeypatch.context():
-            patch.setattr(Path, "rename", killed(Path.rename))
-            patch.setattr(run.shutil, "rmtree", killed(run.shutil.rmtree))
-            run.swap(work, target)
-        run.repair(target)
-        assert (target / "file").read_text() == expected
-        assert list(base.iterdir()) == [target]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) if step < 4 else monkeypatch.context():
+        patch.setattr(run, "exchange", killed(lambda *_: False))
+        patch.setattr(Path, "rename", killed(Path.rename))
+        patch.setattr(run.shutil, "rmtree", killed(run.shutil.rmtree))
+        run.swap(work, target)
+    run.repair(target)
+    assert (target / "file").read_text() == ("old" if step < 3 else "new")
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_an_exchange_takes_one_step_or_none(tmp_path: Path):
+    a, b = folder(tmp_path / "ä b", "a"), folder(tmp_path / "c", "b")
+    if not files.exchange(a, b):
+        pytest.skip("this system has no exchange")
+    assert (a / "file").read_text() == "b" and (b / "file").read_text() == "a"
+    assert not files.exchange(a, tmp_path / "absent") and not files.exchange(tmp_path / "absent", a)
+    assert (a / "file").read_text() == "b"
 
 
 def test_a_first_result_needs_no_predecessor_and_repair_nothing_to_repair(tmp_path: Path):
@@ -94,8 +105,10 @@ def test_an_unknown_chapter_is_refused(root: Path):
     with pytest.raises(Refused, match="chapter: got '00_a'; need one of none: run `clean` first"):
         run.run("00_a")
     prints.clean()
-    with pytest.raises(Refused, match="chapter: got '00_b'; need one of 00_a"):
-        run.run("00_b")
+    shutil.copytree(root / "results" / "clean", root / "elsewhere")
+    for name in ("00_b", "../../elsewhere/00_a", str(root / "elsewhere" / "00_a"), "..", ""):
+        with pytest.raises(Refused, match=f"chapter: got '{name}'; need one of 00_a"):
+            run.run(name)
     for arguments in (["run"], ["clean", "00_a"], ["walk", "00_a"]):
         with pytest.raises(Refused, match="command: got"):
             command.main(arguments)
@@ -144,6 +157,7 @@ def test_a_run_puts_all_its_files_in_place_at_once(ready: Path, monkeypatch: pyt
     (DeadKernelError("Kernel died"), r"00_a: the kernel died.*\n.*results/failed/00_a\.ipynb"),
     (PapermillExecutionError(2, 5, "1/0", "ZeroDivisionError", "division", []),
      r"00_a: cell 5 raised ZeroDivisionError: division\n1/0\n.*results/failed/00_a\.ipynb; the last good"),
+    (RuntimeError("Kernel didn't respond in 300 seconds"), r"00_a: Kernel didn't respond.*\n.*results/failed/00_a\."),
 ])
 def test_a_run_that_fails_keeps_results_and_checkpoints(
         ready: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, message: str):

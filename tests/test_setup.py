@@ -222,6 +222,25 @@ def test_a_python_without_packages_hands_over_to_the_environment_or_says_what_to
     assert calls[-1].endswith("-m pipeline repro")
 
 
+@pytest.mark.parametrize("words", ["frobnicate", "run", "clean 00_a", "grade", "student a b", "--repro"])
+def test_a_wrong_command_is_answered_with_the_list(words: str):
+    with pytest.raises(Refused) as refusal:
+        command.main(words.split())
+    said = str(refusal.value)
+    assert said.startswith(f"error: command: got '{words}'; need one of\n")
+    assert all(re.search(rf"^    {name}\b", said, re.MULTILINE) for name in command.COMMANDS)
+
+
+def test_what_the_system_refuses_is_told_with_its_file(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(setup, "go_on", lambda _: None)
+    monkeypatch.setattr(setup, "surroundings", lambda: None)
+    (folder / "student").touch()
+    monkeypatch.setattr("pipeline.student.write", lambda folder: folder.mkdir())
+    monkeypatch.chdir(folder)
+    with pytest.raises(Refused, match=r"^error: student: File exists$"):
+        command.main(["student"])
+
+
 def test_a_prover_that_fails_stops_the_rest(calls: list[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(prove, "data", lambda: None)
     prove.test()

@@ -89,13 +89,15 @@ def registry(file: Path | None = None) -> dict[str, Row]:
     file = file or REGISTRY
     try:
         sections = YAML(typ="safe").load(file.read_text(encoding="utf-8")) if file.exists() else {}
-    except YAMLError as error:
+    except (YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file.name} cannot be read: {error}") from error
     if not isinstance(sections, dict) or not all(isinstance(entries, dict) for entries in sections.values()):
         check.refuse(file.name, "another shape", "a mapping of chapters, each a mapping of claims")
     found: dict[str, Row] = {}
     for chapter, entries in sections.items():
         for id, entry in entries.items():
+            if not isinstance(id, str):
+                check.refuse(f"{file.name}: {id}", "no word", "a name, as KO-3")
             if id in found:
                 check.refuse(f"{file.name}: {id}", "two entries", "one")
             found[id] = _claim(f"{file.name}: {id}", id, chapter, entry)

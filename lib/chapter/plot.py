@@ -11,6 +11,7 @@ import html
 import io
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ def show(fig: Figure, name: str, alt: str) -> None:
     `alt` says in a sentence or two what is to be seen.  It stands below the figure, for most tools show no reader the
     alternative text of an image, and in the attribute for those that do.
     """
+    if not re.fullmatch(r"\w[\w-]*", name):
+        check.refuse("name", repr(name), "letters, digits, _ and -, for it names a file")
     if len(alt.split()) < 6:
         check.refuse("alt", repr(alt), "a sentence that says what is to be seen")
     buffer = io.BytesIO()
