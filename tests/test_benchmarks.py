@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import ot
 import pytest
 import torch
 from tree import script
@@ -106,6 +107,38 @@ def test_a_small_benchmark_from_one_end_to_the_other(monkeypatch, tmp_path):
     with (tmp_path / "results" / "operator_informed.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 5 and rows[0]["allowed"] == "5000" and all(float(row["milliseconds"]) >= 0 for row in rows)
+
+
+def test_sinkhorn_beside_its_peers(monkeypatch, tmp_path):
+    """POT is always there: both meet the marginals, and the values are one; the process of each finds its way."""
+    module = script(FILE.parent / "sinkhorn.py")
+    monkeypatch.setattr(module.common, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(module, "PEERS", {"ours": None, "pot": "ot", "other": "not_installed"})
+    monkeypatch.setattr(module, "SIZES", (60,))
+    monkeypatch.setattr(module, "SHARES", (0.1,))
+    monkeypatch.setattr(sys, "argv", ["sinkhorn.py"])
+    module.main()
+    with (tmp_path / "results" / "sinkhorn.csv").open(encoding="utf-8") as file:
+        ours, pot = csv.DictReader(file)
+    assert (ours["method"], pot["method"], ours["n"]) == ("ours", "pot", "60")
+    assert max(float(ours["error"]), float(pot["error"])) <= 1.01e-3
+    assert float(ours["value"]) == pytest.approx(float(pot["value"]), rel=1e-3)
+
+
+def test_the_judge_of_sinkhorn_knows_value_and_error_of_a_plan():
+    """Against ⟨C, π⟩ + ε KL(π | a ⊗ b) of POT's plan; a wrong g has the error of the plan that it makes."""
+    module = script(FILE.parent / "sinkhorn.py")
+    x, y, epsilon = module.problem(40, 0.1)
+    assert epsilon == pytest.approx(0.1 * float(torch.cdist(x, y).square().mean()), rel=0.1)  # /(n − 1) and /n
+    cost = torch.cdist(x, y).square()
+    plan, log = ot.bregman.sinkhorn_log([], [], cost.numpy(), epsilon, stopThr=1e-12, numItermax=10_000, log=True)
+    plan = torch.from_numpy(plan)
+    value, error = module.judged(x, y, epsilon, epsilon * torch.from_numpy(log["log_v"]))
+    assert value == pytest.approx(float((plan * cost).sum() + epsilon * (plan * (1600 * plan).log()).sum()), rel=1e-9)
+    assert error < 1e-9
+    rows = (-cost / epsilon).softmax(1) / 40  # what g = 0 makes
+    assert module.judged(x, y, epsilon, torch.zeros(40).double())[1] == pytest.approx(
+        float((rows.sum(0) - 1 / 40).abs().sum()), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ["bridge", "particles", "separation", "training_cost"])
