@@ -12,6 +12,7 @@ r"""What the chapters measure.  Every name says what comes back: squared or not,
     copies              share of samples that lie nearer to the training set than fresh data do
     c2st                classifier two-sample test: held-out accuracy, ½ means indistinguishable
     bits_per_dim        from a log-density of dequantised data
+    histogram_bits      what a histogram for each coordinate makes of them: a floor that knows nothing of shapes
 """
 from __future__ import annotations
 
@@ -210,6 +211,21 @@ def bits_per_dim(log_p: Tensor, dim: int, levels: int) -> float:
     check.count("levels", levels)
     check.vector("log_p", log_p)
     return float((math.log(levels) - log_p.double().mean() / dim) / math.log(2))
+
+
+def histogram_bits(train: Tensor, held_out: Tensor, levels: int) -> Tensor:
+    """Mean bits per dimension (m,) of each held-out k (m, D) by a histogram of train (n, D) for each coordinate.
+
+    Whole numbers 0 … levels − 1; to every level is added one count, so that none is impossible.
+    """
+    _two_clouds(train, held_out, ("train", "held_out"))
+    for name, k in (("train", train), ("held_out", held_out)):
+        check.within(name, k, 0, check.count("levels", levels) - 1)
+        if not torch.equal(k, k.round()):
+            check.refuse(name, "fractions", "whole numbers")
+    first = levels * torch.arange(train.shape[1], device=train.device)
+    count = 1 + torch.bincount((train.long() + first).flatten(), minlength=levels * train.shape[1]).double()
+    return -(count / (len(train) + levels)).log2()[held_out.long() + first].mean(1)
 
 
 def _distances(x: Tensor, y: Tensor) -> Tensor:

@@ -169,6 +169,16 @@ def test_c2st(generator):
     assert metrics.c2st(x, (y + 20)[:50]) > 0.9  # equal numbers of each, so ½ is chance
 
 
+def test_bits_of_a_histogram_are_those_of_its_counts():
+    """Two coordinates, three levels; by hand: counts (2, 1, 0) and (0, 3, 0) of three, plus one each, of six."""
+    train, held_out = torch.tensor([[0.0, 1], [0, 1], [1, 1]]), torch.tensor([[0.0, 1], [2, 0]])
+    by_hand = [-(math.log2(3 / 6) + math.log2(4 / 6)) / 2, -2 * math.log2(1 / 6) / 2]
+    assert metrics.histogram_bits(train, held_out, 3).tolist() == pytest.approx(by_hand)
+    assert metrics.histogram_bits(train[:, [1, 0]], held_out[:, [1, 0]], 3).tolist() == pytest.approx(by_hand)
+    uniform = torch.arange(16.0)[:, None].expand(16, 5)
+    assert metrics.histogram_bits(uniform, uniform[:3], 16).tolist() == pytest.approx([4.0] * 3)
+
+
 def test_bits_per_dim():
     """The uniform density on [0, 1]^D costs log₂ levels; a point known to one level costs nothing."""
     assert metrics.bits_per_dim(torch.zeros(7), 64, 256) == pytest.approx(8)
@@ -195,6 +205,9 @@ def test_bits_per_dim():
     ("log_p", lambda x: metrics.bits_per_dim(x, 2, 256)),
     ("log_p", lambda x: metrics.bits_per_dim(x[0] * math.nan, 2, 256)),
     ("levels", lambda x: metrics.bits_per_dim(x[0], 2, 0)),
+    ("held_out", lambda x: metrics.histogram_bits(torch.zeros_like(x), torch.zeros_like(x) + 0.5, 2)),
+    ("train", lambda x: metrics.histogram_bits(torch.zeros_like(x) + 2, torch.zeros_like(x), 2)),
+    ("levels", lambda x: metrics.histogram_bits(torch.zeros_like(x), torch.zeros_like(x), 0)),
     ("generator", lambda x: metrics.sliced_wasserstein2(x, x, generator=None)),
     ("std", lambda x: metrics.mode_report(x, x, 0.0)),
 ])
