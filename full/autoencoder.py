@@ -1,16 +1,14 @@
-"""The autoencoder of `lib.latents`: train it on MNIST, or encode MNIST with it.
+"""The autoencoder of `lib.latents`, trained on MNIST; the stage `latents` of the pipeline encodes MNIST with it.
 
-    python full/autoencoder.py            train; write weights and what they keep under full/results/latents/
-    python full/autoencoder.py --encode   write the codes of MNIST, results/latents/mnist.safetensors   (a DVC stage)
+    python full/autoencoder.py
+
+writes weights and what they keep under full/results/latents/.
 
 The loss is the cross-entropy of the pixels, in nats a picture, with noise of 0.1 added to the codes and a penalty on
 their size that keeps the noise from being outgrown.  autoencoder.json holds the judge's reports of reconstructed
-pictures and of a Gaussian among the codes, with seed, steps, hardware, versions and command.  Killed at any moment, the
-same command goes on from its last checkpoint.
+pictures and of a Gaussian among the codes, with seed, steps, hardware, versions and command.
 """
 from __future__ import annotations
-
-import argparse
 
 import common
 import torch
@@ -44,26 +42,20 @@ def kept(net: latents.Autoencoder, mnist: data.Splits) -> dict[str, dict[str, fl
     cases = {"training pictures": first, "training pictures, reconstructed": again(first),
              "test pictures, reconstructed": again(test), "Gaussian codes": net.decode(gaussian)}
     real, seen = judge.view(test), judge.view(known)
-    return {name: {key: round(float(v), 4) for key, v in judge.report(judge.view(x), real, seen)._asdict().items()}
-            for name, x in cases.items()}
+    return {name: common.rounded(judge.report(judge.view(x), real, seen)) for name, x in cases.items()}
 
 
-def encode() -> None:
-    """Write the codes of MNIST in half precision, the same bytes every time on one machine."""
-    net, found = latents.load(), {}
-    for name, part in data.mnist()._asdict().items():
-        found |= {name: net.encode(part.x / 255).half(), f"{name}.label": part.label.to(torch.uint8)}
-    latents.ENCODED.parent.mkdir(parents=True, exist_ok=True)
-    save_file(found, latents.ENCODED)
-
-
-def train(options: argparse.Namespace) -> None:
-    """Train, whiten, write the weights in half precision, and report what they keep."""
+def main() -> None:
+    parser = common.parser(__doc__, "latents")
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=0)
+    options = common.options(parser)
     file, mnist, device = common.place(options, "autoencoder"), data.mnist(), torch.device(options.device)
     x = (mnist.train.x / 255).to(device)
     net = latents.Autoencoder(generator=torch.Generator().manual_seed(options.seed)).to(device)
-    model, _ = fit(net, objective(x, options.batch), options.steps, generator=torch.Generator(device).manual_seed(
-        options.seed), lr=2e-3, ema=0.99, name="autoencoder", checkpoints=common.RESULTS.parent / "checkpoints")
+    g = torch.Generator(device).manual_seed(options.seed)
+    model, _ = fit(net, objective(x, options.batch), options.steps, generator=g, lr=2e-3, ema=0.99, name="autoencoder")
     model = model.half().float().cpu()  # whitened as it will be used
     with torch.no_grad():
         model.whiten(torch.cat([model.down(part) for part in x.cpu().split(1000)]))
@@ -74,16 +66,6 @@ def train(options: argparse.Namespace) -> None:
     latents.load.cache_clear()
     result = common.head(options, "autoencoder of MNIST, 32 whitened numbers a picture")
     common.save(file, result | {"reports": kept(latents.load(weights), mnist)})
-
-
-def main() -> None:
-    parser = common.parser(__doc__, "latents")
-    parser.add_argument("--encode", action="store_true", help="encode MNIST with the weights there are")
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--seed", type=int, default=0)
-    options = common.options(parser)
-    encode() if options.encode else train(options)
 
 
 if __name__ == "__main__":

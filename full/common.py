@@ -4,6 +4,8 @@ A result is full/results/ROOM/NAME.json.  It says what was run, by which command
 options without those that only say where and on what to run.  A run with the settings of the file there replaces it; a
 run with others goes beside it, into NAME_setting-value_….json, or in its place with --overwrite.  The chapters read
 NAME.json alone.
+
+Trainings leave checkpoints in full/checkpoints/: after a kill at any moment the same command goes on from the last one.
 """
 from __future__ import annotations
 
@@ -13,15 +15,18 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lib import judge, path
 from lib.base import ranks
+from lib.base.stage import CHECKPOINTS
 
 RESULTS = Path(__file__).resolve().parent / "results"
-NO_SETTINGS = ("device", "threads", "timeout", "encode", "out", "overwrite")
+NO_SETTINGS = ("device", "threads", "timeout", "out", "overwrite")
 
 
 def parser(doc: str, room: str, *, seeds: int | None = None, device: bool = True) -> argparse.ArgumentParser:
@@ -38,9 +43,10 @@ def parser(doc: str, room: str, *, seeds: int | None = None, device: bool = True
 
 
 def options(made: argparse.ArgumentParser) -> argparse.Namespace:
-    """The options given; the CPU's threads are set."""
+    """The options given; the CPU's threads are set, and so is the place of checkpoints, if it was not."""
     given = made.parse_args()
     torch.set_num_threads(given.threads)
+    os.environ.setdefault(CHECKPOINTS, str(RESULTS.parent / "checkpoints"))
     return given
 
 
@@ -76,6 +82,22 @@ def save(file: Path, result: dict[str, object]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"wrote {file.parent.name}/{file.name}", flush=True)
+
+
+def rounded(report: judge.Report) -> dict[str, float]:
+    """The judge's report as a result keeps it."""
+    return {key: round(float(value), 4) for key, value in report._asdict().items()}
+
+
+def flow_matching(between: path.Path, data: Tensor, batch: int) -> Callable[[nn.Module, torch.Generator], Tensor]:
+    """The loss of conditional flow matching from noise to data (n, d) on a path between them."""
+    def loss(model: nn.Module, g: torch.Generator) -> Tensor:
+        x1 = data[torch.randint(len(data), (batch,), generator=g, device=g.device).to(data.device)]
+        x0 = torch.randn(x1.shape, generator=g, device=g.device).to(x1)
+        t = torch.rand(batch, generator=g, device=g.device).to(x1)
+        return (model(t, between.point(x0, x1, t)) - between.velocity(x0, x1, t)).square().mean()
+
+    return loss
 
 
 def standard_normal(x: Tensor) -> Tensor:

@@ -33,8 +33,8 @@ class Judge(nn.Module):
         super().__init__()
         with seeded(generator):
             self.convolutions = nn.Sequential(
-                nn.Unflatten(1, (1, 28, 28)), nn.Conv2d(1, 16, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(),
-                nn.Conv2d(16, 64, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten())
+                nn.Unflatten(1, (1, 28, 28)), nn.Conv2d(1, 32, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(),
+                nn.Conv2d(32, 64, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten())
             self.hidden = nn.Linear(64 * 49, 64)
             self.last = nn.Linear(64, 10)
 

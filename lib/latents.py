@@ -38,11 +38,11 @@ class Autoencoder(nn.Module):
         super().__init__()
         with seeded(generator):
             self.down = nn.Sequential(
-                nn.Unflatten(1, (1, 28, 28)), nn.Conv2d(1, 16, 4, 2, 1), nn.SiLU(), nn.Conv2d(16, 32, 4, 2, 1),
-                nn.SiLU(), nn.Flatten(), nn.Linear(32 * 49, SIZE))
+                nn.Unflatten(1, (1, 28, 28)), nn.Conv2d(1, 32, 4, 2, 1), nn.SiLU(), nn.Conv2d(32, 64, 4, 2, 1),
+                nn.SiLU(), nn.Flatten(), nn.Linear(64 * 49, SIZE))
             self.up = nn.Sequential(
-                nn.Linear(SIZE, 32 * 49), nn.SiLU(), nn.Unflatten(1, (32, 7, 7)), nn.ConvTranspose2d(32, 16, 4, 2, 1),
-                nn.SiLU(), nn.ConvTranspose2d(16, 1, 4, 2, 1), nn.Flatten())
+                nn.Linear(SIZE, 64 * 49), nn.SiLU(), nn.Unflatten(1, (64, 7, 7)), nn.ConvTranspose2d(64, 32, 4, 2, 1),
+                nn.SiLU(), nn.ConvTranspose2d(32, 1, 4, 2, 1), nn.Flatten())
         self.register_buffer("mean", torch.zeros(SIZE))
         self.register_buffer("spread", torch.eye(SIZE))  # lower triangular: z = mean + spread w
 

