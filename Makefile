@@ -2,9 +2,10 @@
 
 PYTHON ?= python3
 OPTIONS ?=
+RUN ?=
 VENV := .venv
 READY := $(VENV)/.ready
-RUN := $(VENV)/bin/python -m
+MODULE := $(VENV)/bin/python -m
 export TORCH_INDEX
 # this tree's lib, whatever else is installed and wherever the folder has been moved
 export PYTHONPATH := $(CURDIR)
@@ -22,42 +23,42 @@ $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -m pipeline setup
 
 data: setup  ## pull the bundled data set
-	@$(RUN) pipeline data
+	@$(MODULE) pipeline data
 
 repro: setup  ## run the whole pipeline; a second time it rebuilds nothing
-	@$(RUN) pipeline repro
+	@$(MODULE) pipeline repro
 
 compare: setup  ## the results here against the published ones: what moved, and how far
-	@$(RUN) pipeline compare
+	@$(MODULE) pipeline compare
 
 fresh: setup  ## run everything again and certify what came back byte for byte
-	@$(RUN) pipeline fresh
+	@$(MODULE) pipeline fresh
 
 publish: repro  ## maintainers: copy executed notebooks, gallery and ledger into the tree
-	@$(RUN) pipeline publish
+	@$(MODULE) pipeline publish
 
 check: setup  ## unit tests
-	@$(RUN) pipeline check
+	@$(MODULE) pipeline check
 
 test: setup  ## everything: unit tests, the pipeline on a small project, every notebook re-executed
-	@$(RUN) pipeline test
+	@$(MODULE) pipeline test
 
-full: data  ## the runs that need more than a laptop, into full/ (OPTIONS=--overwrite: also over results of other settings)
-	@for script in full/judge.py full/autoencoder.py $(sort $(wildcard full/[0-9]*.py)) full/train.py; do echo "== $$script"; $(VENV)/bin/python $$script $(OPTIONS) || exit 1; done
+full: data  ## the long runs: times, and what is missing; RUN=judge makes one (OPTIONS=--overwrite: over other settings)
+	@$(VENV)/bin/python full/runs.py $(RUN) $(OPTIONS)
 
 bench: setup  ## side-by-side timings against peers
-	@$(RUN) pip --disable-pip-version-check install -qq -r benchmarks/requirements.txt
+	@$(MODULE) pip --disable-pip-version-check install -qq -r benchmarks/requirements.txt
 	@for script in $(filter-out %/common.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
 
 lab: setup  ## read and run the notebooks (OPTIONS=--no-browser and the like are passed to JupyterLab)
-	@$(RUN) pipeline lab $(OPTIONS)
+	@$(MODULE) pipeline lab $(OPTIONS)
 
 student: setup  ## an edition of the notebooks without solutions and outputs, in student/
-	@$(RUN) pipeline student
+	@$(MODULE) pipeline student
 
 grade: setup  ## FOLDER=...: a table of the exercises in students' notebooks
-	@$(RUN) pipeline grade $(FOLDER)
+	@$(MODULE) pipeline grade $(FOLDER)
 
 lint: setup  ## style and types
-	@$(RUN) ruff check .
-	@$(RUN) basedpyright
+	@$(MODULE) ruff check .
+	@$(MODULE) basedpyright

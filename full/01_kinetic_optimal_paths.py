@@ -10,11 +10,13 @@ hardware, versions and command.  The chapter reads that file.
 from __future__ import annotations
 
 import argparse
+import itertools
 
 import common
 import torch
 
 from lib import affine, data, kinetic, metrics, path, solve
+from lib.base.stage import progress
 from lib.fit import fit
 from lib.nets import MLP, ConvNet
 
@@ -52,12 +54,7 @@ def run(p: path.Path, seed: int, splits: list[torch.Tensor], log_det: float, opt
     build, size = (ConvNet, 8) if options.network == "conv" else (MLP, 64)
     net = build(size, generator=torch.Generator().manual_seed(seed), width=options.width).to(device)
 
-    def loss(model, g):
-        x1 = train[torch.randint(len(train), (options.batch,), generator=g, device=device)]
-        x0 = torch.randn(x1.shape, generator=g, device=device)
-        t = torch.rand(len(x1), generator=g, device=device)
-        return (model(t, p.point(x0, x1, t)) - p.velocity(x0, x1, t)).square().mean()
-
+    loss = common.flow_matching(p, train, options.batch)
     model, history = fit(net, loss, options.steps, generator=g, lr=2e-3, ema=1 - 20 / options.steps,
                          name=f"{p.name}, seed {seed}")
     noise = torch.randn(len(held_out), 64, generator=torch.Generator().manual_seed(1000 + seed)).to(device)
@@ -81,11 +78,12 @@ def main() -> None:
     train, validation, test = (scale(part.x).to(options.device) for part in digits)
     splits = [train, torch.cat([validation, test]), test[:options.held_out]]
     file, what = common.place(options, "digits"), "the same network, gradient steps and seeds on four paths"
-    result = common.head(options, f"digits, conditional flow matching, {what}") | {"paths": {}}
-    for name, entry in paths(train, options.floor).items():
-        runs = [run(entry["path"], seed, splits, scale.log_det, options) for seed in range(options.seeds)]
-        result["paths"][name] = {"energy": entry["energy"], "runs": runs}
-        common.save(file, result)
+    found = paths(train, options.floor)
+    result = common.head(options, f"digits, conditional flow matching, {what}")
+    result |= {"paths": {name: {"energy": entry["energy"], "runs": []} for name, entry in found.items()}}
+    for name, seed in progress(list(itertools.product(found, range(options.seeds))), desc="trainings"):
+        result["paths"][name]["runs"].append(run(found[name]["path"], seed, splits, scale.log_det, options))
+    common.save(file, result)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ reads that file.
 from __future__ import annotations
 
 import argparse
+import itertools
 
 import common
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from lib import affine, data, metrics, solve, transport
 from lib import interpolant as si
+from lib.base.stage import progress
 from lib.fit import fit
 from lib.nets import MLP, ConvNet
 
@@ -77,10 +79,11 @@ def run(coupling: str | None, seed: int, options: argparse.Namespace) -> dict:
 def main() -> None:
     options = arguments()
     file, what = common.place(options, "digits"), "the same network, gradient steps and seeds for two pairings"
-    result = common.head(options, f"digits from noise, linear interpolant, {what}") | {"pairs": {}}
-    for name, coupling in PAIRS.items():
-        result["pairs"][name] = [run(coupling, seed, options) for seed in range(options.seeds)]
-        common.save(file, result)
+    result = common.head(options, f"digits from noise, linear interpolant, {what}")
+    result |= {"pairs": {name: [] for name in PAIRS}}
+    for name, seed in progress(list(itertools.product(PAIRS, range(options.seeds))), desc="trainings"):
+        result["pairs"][name].append(run(PAIRS[name], seed, options))
+    common.save(file, result)
 
 
 if __name__ == "__main__":

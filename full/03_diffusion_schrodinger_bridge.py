@@ -9,19 +9,21 @@ plans      From N(0, I), Brownian motion of variance ε over [0, 1] seen through
            in the manner of Gushchin et al. (2023).  After each iteration: cBW₂²-UVP, in per cent.  Beside it, what
            the true drift scores with the same number of Euler steps.
 
-Written to full/results/03_diffusion_schrodinger_bridge/bridges.json with hardware, versions and command, after every
-run.  The chapter reads that file.
+Written to full/results/03_diffusion_schrodinger_bridge/bridges.json with hardware, versions and command.  The chapter
+reads that file.
 """
 from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 
 import common
 import torch
 from torch import Tensor
 
 from lib import bridge, transport
+from lib.base.stage import progress
 from lib.nets import MLP
 
 SHIFT, DIM, COMPONENTS = 0.1, 16, 10
@@ -98,14 +100,12 @@ def main() -> None:
     options = arguments()
     what = "Schrödinger bridges learned by DSB and DSBM, against closed forms and known plans"
     file, result = common.place(options, "bridges"), common.head(options, what) | {"gaussians": [], "plans": []}
-    for seed in range(options.seeds):
-        for dim in (5, 20, 50):
-            for method in METHODS:
-                result["gaussians"].append(gaussian(method, dim, seed, options))
-                common.save(file, result)
-        for epsilon in (0.1, 1.0, 10.0):
-            result["plans"] += known_plan(epsilon, seed, options)
-            common.save(file, result)
+    seeds = range(options.seeds)
+    for seed, dim, method in progress(list(itertools.product(seeds, (5, 20, 50), METHODS)), desc="Gaussians"):
+        result["gaussians"].append(gaussian(method, dim, seed, options))
+    for seed, epsilon in progress(list(itertools.product(seeds, (0.1, 1.0, 10.0))), desc="known plans"):
+        result["plans"] += known_plan(epsilon, seed, options)
+    common.save(file, result)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import affine, data, solve, toys
+from lib.base.stage import progress
 from lib.fit import fit
 from lib.markov import OISM, OrnsteinUhlenbeck, ReflectedBrownian, ScoreNet, fit_oism, score_loss
 from lib.markov.process import into_box
@@ -132,10 +133,10 @@ def main() -> None:
     options = arguments()
     seeds, files = range(options.seeds), {name: common.place(options, name) for name in ("digits", "plane")}
     result = common.head(options, "held-out denoising loss per pixel of digits, along the way")
-    result |= {"steps": milestones(options), "runs": [digits(seed, options) for seed in seeds]}
+    result |= {"steps": milestones(options), "runs": [digits(seed, options) for seed in progress(seeds, desc="digits")]}
     common.save(files["digits"], result)
     what = "held-out log-likelihood in nats of training-free and trained scores in the plane"
-    sets = {name: [run(name, seed, options) for seed in seeds] for name in SETS}
+    sets = {name: [run(name, seed, options) for seed in seeds] for name in progress(SETS, desc="sets of the plane")}
     common.save(files["plane"], common.head(options, what) | {"sets": sets})
 
 

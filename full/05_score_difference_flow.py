@@ -9,12 +9,14 @@ distance to the nearest training image, with hardware, versions and command.  Th
 from __future__ import annotations
 
 import argparse
+import itertools
 
 import common
 import torch
 from torch import Tensor
 
 from lib import affine, data, difference, metrics
+from lib.base.stage import progress
 from lib.nets import MLP
 
 
@@ -61,10 +63,9 @@ def main() -> None:
     what = "one-step generator of digits trained by the score-difference flow, kernel form in pixel space"
     file, real = common.place(options, "digits"), judged(train[:options.samples], train, held_out)
     result = common.head(options, what) | {"training digits": real, "runs": []}
-    for steps in options.steps:
-        for seed in range(options.seeds):
-            result["runs"].append(run(steps, seed, train, held_out, options))
-            common.save(file, result)
+    for steps, seed in progress(list(itertools.product(options.steps, range(options.seeds))), desc="trainings"):
+        result["runs"].append(run(steps, seed, train, held_out, options))
+    common.save(file, result)
 
 
 if __name__ == "__main__":

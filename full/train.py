@@ -16,7 +16,7 @@ import argparse
 import common
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from lib import affine, data, nets, path
 from lib.base import ranks
@@ -30,19 +30,6 @@ def examples(name: str) -> tuple[Tensor, Tensor]:
     splits = {"digits": data.digits, "patches": data.patches}[name]()
     scale = affine.normaliser(splits.train.x)
     return scale(splits.train.x), scale(splits.validation.x)
-
-
-def flow_matching(x1: Tensor, batch: int):
-    """The loss of conditional flow matching: x₁ − x₀ is the target at (1 − t) x₀ + t x₁."""
-    p = path.cond_ot()
-
-    def loss(model: nn.Module, g: torch.Generator) -> Tensor:
-        end = x1[torch.randint(len(x1), (batch,), generator=g).to(x1.device)]
-        start = torch.randn(end.shape, generator=g).to(end)
-        t = torch.rand(batch, generator=g).to(end)
-        return (model(t, p.point(start, end, t)) - p.velocity(start, end, t)).square().mean()
-
-    return loss
 
 
 def options() -> argparse.Namespace:
@@ -67,12 +54,13 @@ def main() -> None:
     kind, size = {"conv": (nets.ConvNet, {"side": SIDE}), "mlp": (nets.MLP, {"dim": SIDE**2})}[given.network]
     size |= {"width": given.width, "depth": given.depth}
     net = kind(**size, generator=torch.Generator().manual_seed(given.seed)).to(device)
-    model, history = fit(net, flow_matching(train, given.batch), given.steps, lr=given.lr, clip=1.0,
-                         generator=torch.Generator().manual_seed(given.seed), name=given.data,
-                         checkpoints=given.out / "checkpoints")
+    loss = common.flow_matching(path.cond_ot(), train, given.batch)
+    model, history = fit(net, loss, given.steps, lr=given.lr, clip=1.0, name=given.data,
+                         generator=torch.Generator().manual_seed(given.seed), checkpoints=given.out / "checkpoints")
     if rank == 0:
         with torch.no_grad():
-            held_out = flow_matching(validation, len(validation))(model, torch.Generator().manual_seed(1))
+            loss = common.flow_matching(path.cond_ot(), validation, len(validation))
+            held_out = loss(model, torch.Generator().manual_seed(1))
         info = common.head(given, "velocity network, conditional flow matching on the Cond-OT path")
         info |= {"training loss": round(float(history["loss"][-500:].mean()), 5),
                  "validation loss": round(float(held_out), 5)}

@@ -4,13 +4,15 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from tree import script
+
+from lib import path
+from lib.base.stage import CHECKPOINTS
 
 ROOT = Path(__file__).resolve().parent.parent
 FULL = ROOT / "full"
@@ -24,6 +26,7 @@ def common():
 def given(common, monkeypatch, out, *arguments):
     """The options of a script with seeds, a list of numbers and a number."""
     monkeypatch.setattr(sys, "argv", ["/elsewhere/full/01_a.py", "--out", str(out), *arguments])
+    monkeypatch.setenv(CHECKPOINTS, "")
     parser = common.parser("A run.\n\nAt length.", "/elsewhere/full/01_a.py", seeds=3)
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 20])
     parser.add_argument("--high", type=float, default=0.5)
@@ -63,7 +66,7 @@ def test_a_result_says_what_made_it(common, monkeypatch, tmp_path):
 def test_every_script_keeps_its_results_in_its_room(monkeypatch):
     rooms = {"autoencoder": "latents"}
     for file in sorted(FULL.glob("*.py")):
-        if file.stem == "common":
+        if file.stem in ("common", "runs"):
             continue
         module, seen = script(file), {}
         monkeypatch.setattr(module.common, "options", lambda made, seen=seen: exit(seen.update(made=made)))
@@ -76,6 +79,7 @@ def test_every_script_keeps_its_results_in_its_room(monkeypatch):
 
 def test_the_published_results_are_of_the_scripts_settings(monkeypatch):
     """A script whose settings have changed their names could not be run again as its result says."""
+    monkeypatch.setenv(CHECKPOINTS, "")
     for result in sorted(FULL.glob("results/*/*.json")):
         kept = json.loads(result.read_text(encoding="utf-8"))
         command = kept["command"].split()
@@ -94,12 +98,77 @@ def test_the_standard_normal_is_a_density(common):
     assert common.standard_normal(x).tolist() == pytest.approx(expected)
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
-@pytest.mark.parametrize(("target", "folder"), [("full", "full"), ("bench", "benchmarks")])
-def test_make_runs_every_script_once_and_the_judge_first(target, folder):
-    said = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    line, = (line for line in said.splitlines() if line.startswith("for script in "))
-    scripts = line.removeprefix("for script in ").split(";")[0].split()
-    assert sorted(scripts) == sorted(f"{folder}/{file.name}" for file in (ROOT / folder).glob("*.py")
-                                     if file.stem != "common")
-    assert folder == "benchmarks" or scripts[:2] == ["full/judge.py", "full/autoencoder.py"]
+def test_flow_matching_is_the_regression_on_the_velocity(common):
+    """The best constant field between noise and one point a on Cond-OT is a; its loss is then E|x0|²/d = 1."""
+    a, g = torch.tensor([[3.0, -2.0]]), torch.Generator().manual_seed(0)
+    loss = common.flow_matching(path.cond_ot(), a, 40_000)
+    assert loss(lambda t, x: a.expand_as(x), g).item() == pytest.approx(1, abs=0.03)
+    assert loss(lambda t, x: 0 * x, g).item() == pytest.approx(1 + 6.5, abs=0.1)
+    exact = lambda t, x: (a - x) / (1 - t)[:, None]
+    assert loss(exact, g).item() < 1e-6
+
+
+def test_a_moved_picture_is_another_view_of_it(monkeypatch):
+    """With no reach it stays; a shift alone moves a dot by 14 pixels a unit."""
+    judge = script(FULL / "judge.py")
+    x = torch.rand((3, 784), generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(judge, "REACH", 0.0)
+    assert torch.allclose(judge.moved(x, torch.Generator()), x, atol=1e-5)
+    monkeypatch.setattr(judge, "REACH", 0.15)
+    dot = torch.zeros(500, 28, 28)
+    dot[:, 13:15, 13:15] = 1.0  # the centre, which linear maps keep
+    seen = judge.moved(dot.flatten(1), torch.Generator().manual_seed(0)).reshape(-1, 28, 28)
+    across = (seen.sum(1) * (torch.arange(28) - 13.5)).sum(1) / seen.sum((1, 2))
+    assert 1.8 < across.abs().max() < 2.8 and abs(across.mean()) < 0.2
+    assert not torch.equal(seen[0], seen[1])
+
+
+@pytest.fixture
+def runs(monkeypatch, tmp_path):
+    """The list of runs, in a folder whose scripts write down that they were called."""
+    module = script(FULL / "runs.py")
+    monkeypatch.setattr(module, "FULL", tmp_path / "full")
+    shutil.copytree(FULL / "results", tmp_path / "full" / "results")
+    shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
+    for name in module.RUNS:
+        (tmp_path / "full" / f"{name}.py").write_text(f"""import sys
+with open({str(tmp_path / 'calls')!r}, "a") as file:
+    print({name!r}, *sys.argv[1:], file=file)
+sys.exit({name.startswith('03')})""")
+    module.calls = lambda: (tmp_path / "calls").read_text().splitlines()
+    return module
+
+
+def test_the_list_has_every_script_and_says_what_is_missing(runs, capsys):
+    assert set(runs.RUNS) == {file.stem for file in FULL.glob("*.py")} - {"common", "runs"}
+    assert all(run.minutes > 0 and run.on_gpu > 0 for run in runs.RUNS.values())
+    (runs.FULL / "results" / "judge" / "judge.json").unlink()
+    made = json.loads((FULL / "results" / "02_stochastic_interpolants" / "digits.json").read_text())
+    made["settings"]["steps"], made["command"] = 100, "python full/02_stochastic_interpolants.py --steps 100"
+    (runs.FULL / "results" / "02_stochastic_interpolants" / "digits.json").write_text(json.dumps(made))
+    runs.main([])
+    said = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    assert said["judge"].endswith("missing") and "missing" not in said["01_kinetic_optimal_paths"]
+    assert said["02_stochastic_interpolants"].endswith(
+        "there, --steps 100; shorter than the notebook: steps 100 < 2,000")
+
+
+def test_what_is_asked_is_run_in_order_and_a_failure_stops_the_rest(runs):
+    runs.main(["01", "ju", "--overwrite", "--steps", "3"])
+    assert runs.calls() == [f"{name} --overwrite --steps 3" for name in ("judge", "01_kinetic_optimal_paths")]
+    with pytest.raises(SystemExit, match="1"):
+        runs.main(["all"])
+    assert [line.split()[0][:2] for line in runs.calls()[2:]] == ["ju", "au", "la", "01", "02", "03"]
+    with pytest.raises(SystemExit, match="run: got x 1; need all, or beginnings of judge"):
+        runs.main(["x", "judge", "1"])
+
+
+def test_a_long_run_is_by_default_longer_than_its_notebook(monkeypatch):
+    runs = script(FULL / "runs.py")
+    for name in runs.RUNS:
+        module, seen = script(FULL / f"{name}.py"), {}
+        monkeypatch.setattr(module.common, "options", lambda made, seen=seen: exit(seen.update(made=made)))
+        with pytest.raises(SystemExit):
+            module.main()
+        assert not runs.short(name, module.common.settings(seen["made"].parse_args([])))
+    assert runs.short("05_score_difference_flow", {"steps": [10, 20]}) == "steps 20 < 2,000"

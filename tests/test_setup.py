@@ -55,21 +55,20 @@ echo "$0 $*" >> calls
 case "$*" in "-m pipeline setup") mkdir -p .venv/bin && cp "$0" .venv/bin/python && touch .venv/.ready ;; esac
 case "$*" in "$FAILING") exit 3 ;; esac
 """
-LONG = ("full/judge.py", "full/autoencoder.py", "full/01_a.py", "full/02_b.py", "full/train.py")
 SIMPLE = ("data", "repro", "compare", "test", "check", "fresh", "student")
 ASKED = {name: [f"-m pipeline {name}"] for name in SIMPLE} | {
     "setup": [], "publish": ["-m pipeline repro", "-m pipeline publish"],
     "lint": ["-m ruff check .", "-m basedpyright"],
     "lab OPTIONS='--a --b'": ["-m pipeline lab --a --b"], "grade FOLDER=homework": ["-m pipeline grade homework"],
-    "full OPTIONS=--overwrite": ["-m pipeline data", *(f"{script} --overwrite" for script in LONG)],
+    "full": ["-m pipeline data", "full/runs.py"],
+    "full RUN='judge 01' OPTIONS=--overwrite": ["-m pipeline data", "full/runs.py judge 01 --overwrite"],
     "bench": ["-m pip --disable-pip-version-check install -qq -r benchmarks/requirements.txt", "benchmarks/one.py"]}
 
 
 @pytest.fixture
 def recorded(folder: Path) -> Path:
-    for script in (*LONG, "benchmarks/one.py"):
-        (folder / script).parent.mkdir(exist_ok=True)
-        (folder / script).touch()
+    (folder / "benchmarks").mkdir()
+    (folder / "benchmarks" / "one.py").touch()
     (folder / "python").write_text(RECORDER)
     (folder / "python").chmod(0o755)
     return folder
@@ -107,7 +106,7 @@ def test_every_target_sets_the_machine_up_once_and_works_in_its_environment(reco
 
 
 def test_what_fails_stops_the_rest(recorded: Path):
-    for failing, words in (("-m pipeline setup", "check"), ("-m pipeline repro", "publish"), ("full/01_a.py", "full"),
+    for failing, words in (("-m pipeline setup", "check"), ("-m pipeline repro", "publish"), ("full/runs.py", "full"),
                            ("-m ruff check .", "lint")):
         status, _, asked = make(recorded, words, failing=failing)
         assert status == 2 and asked[-1].strip().endswith(failing)
