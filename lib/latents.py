@@ -6,7 +6,7 @@ E and D are two strided convolutions and one linear map each; m and A come from 
 mean 0 and covariance 1.  Methods that a network of pixels would keep busy for hours are compared among the w in
 minutes, and D shows the result in 28 × 28 pixels.  Distances between codes are not distances between pictures, and D
 hides part of the errors: it draws digits from wrong codes too.  So what is generated through D is read beside D(E(x)).
-`full/autoencoder.py` trains it; the stage `latents` of the pipeline encodes MNIST once.
+`full/autoencoder.py` trains it; the stage `latents` of the pipeline, `python -m lib.latents`, encodes MNIST once.
 """
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import os
 from pathlib import Path as File
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lib import data
 from lib.base import check
-from lib.data import Part, Splits
 from lib.nets import seeded
 
 ROOT = File(__file__).resolve().parent.parent
@@ -76,9 +76,22 @@ def load(file: str | os.PathLike = WEIGHTS) -> Autoencoder:
     return net.eval().requires_grad_(False)
 
 
-def mnist() -> Splits:
+def encode_mnist() -> None:
+    """Write what `mnist` reads, in half precision: the same bytes every time on one machine."""
+    net, found = load(), {}
+    for name, part in data.mnist()._asdict().items():
+        found |= {name: net.encode(part.x / 255).half(), f"{name}.label": part.label.to(torch.uint8)}
+    ENCODED.parent.mkdir(parents=True, exist_ok=True)
+    save_file(found, ENCODED)
+
+
+def mnist() -> data.Splits:
     """The codes of `data.mnist()`, (n, 32) float32, and their labels, as the stage `latents` has left them."""
     if not ENCODED.exists():
         raise FileNotFoundError("results/latents is missing; encode MNIST once: `dvc repro latents`")
     parts = load_file(ENCODED)
-    return Splits(*(Part(parts[name].float(), parts[f"{name}.label"].long()) for name in Splits._fields))
+    return data.Splits(*(data.Part(parts[name].float(), parts[f"{name}.label"].long()) for name in data.Splits._fields))
+
+
+if __name__ == "__main__":
+    encode_mnist()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 from IPython.core.inputtransformer2 import TransformerManager
+from nbformat.v4 import new_code_cell, new_notebook
 
 from pipeline import files
 from pipeline.copies import dumps, read, stripped
@@ -98,9 +99,10 @@ _distributions = functools.cache(importlib.metadata.packages_distributions)
 
 
 def clean() -> None:
-    """Write results/clean/NAME.ipynb and NAME.lib.json for every notebook, once data/ is whole."""
+    """Write results/clean/NAME.ipynb and NAME.lib.json for every notebook and for the codes, once data/ is whole."""
     check_data()
-    folder, wanted = files.RESULTS / "clean", {}
+    folder, encoding = files.RESULTS / "clean", new_notebook(cells=[new_code_cell("from lib import latents")])
+    wanted = {"latents.lib.json": json.dumps(fingerprint("latents", encoding), indent=1) + "\n"}
     sources = sorted((files.ROOT / "notebooks").glob("*.ipynb"))
     if missing := set(chapters()) - {source.stem for source in sources}:
         raise Refused(f"notebooks/{min(missing)}.ipynb is missing; need a notebook of each chapter in dvc.yaml")

@@ -125,7 +125,7 @@ def test_clean_writes_copies_and_sweeps_the_rest(root: Path):
     (folder / ".ipynb_checkpoints").mkdir(parents=True)
     (folder / "99_gone.ipynb").touch()
     prints.clean()
-    assert sorted(file.name for file in folder.iterdir()) == ["00_a.ipynb", "00_a.lib.json"]
+    assert sorted(file.name for file in folder.iterdir()) == ["00_a.ipynb", "00_a.lib.json", "latents.lib.json"]
     assert list(json.loads((folder / "00_a.lib.json").read_text())["lib"]) == ["data", "data.sha256"]
     before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
     prints.clean()

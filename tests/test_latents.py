@@ -53,7 +53,7 @@ def test_the_loss_is_cross_entropy_plus_penalty(net, training, monkeypatch):
     assert found.item() == pytest.approx(nats.item(), rel=1e-5)
 
 
-def test_encoding_mnist_gives_the_same_bytes_and_is_read_back(net, training, monkeypatch, tmp_path):
+def test_encoding_mnist_gives_the_same_bytes_and_is_read_back(net, monkeypatch, tmp_path):
     g = rng(2)
     few = data.Splits(*(data.Part(torch.randint(256, (n, 784), generator=g).float(), torch.arange(n) % 10)
                         for n in (50, 20, 30)))
@@ -62,9 +62,9 @@ def test_encoding_mnist_gives_the_same_bytes_and_is_read_back(net, training, mon
     monkeypatch.setattr(latents, "ENCODED", tmp_path / "latents" / "mnist.safetensors")
     with pytest.raises(FileNotFoundError, match="dvc repro latents"):
         latents.mnist()
-    training.encode()
+    latents.encode_mnist()
     first = latents.ENCODED.read_bytes()
-    training.encode()
+    latents.encode_mnist()
     assert latents.ENCODED.read_bytes() == first
     for part, found in zip(few, latents.mnist(), strict=True):
         assert torch.equal(found.label, part.label) and found.x.dtype == torch.float32

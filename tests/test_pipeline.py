@@ -31,6 +31,7 @@ COPIED = ("lib", "pipeline", "store", "Makefile", "data.dvc", "requirements.txt"
           ".gitattributes", ".dvcignore", ".dvc/config", ".dvc/.gitignore")
 CHAPTERS = ("00_path", "01_train")
 STEPS, HOLD = 40, 15
+ENCODE = "echo again >> results/encoded.log; mkdir results/latents; cp full/results/latents/weights results/latents"
 
 PARAMETERS = {"00_path": "seed = 0  # of the noise\nsteepness = 2.0", "01_train": f"seed = 0\nsteps = {STEPS}"}
 PARAMS = f"""
@@ -183,9 +184,12 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Project:
             shutil.copy2(source, target)
     pipeline = YAML(typ="safe").load(HOUSE / "dvc.yaml")
     pipeline["stages"]["run"]["foreach"] = list(CHAPTERS)
+    pipeline["stages"]["latents"]["cmd"] = ENCODE
     pipeline["metrics"] = [f"results/{name}/{part}.json" for name in CHAPTERS for part in ("metrics", "verdicts")]
     pipeline["plots"] = ["results/00_path/figures"]
     YAML(typ="safe").dump(pipeline, project.root / "dvc.yaml")
+    (project.root / "full" / "results" / "latents").mkdir(parents=True)
+    (project.root / "full" / "results" / "latents" / "weights").write_text("weights")
     (project.root / "params.yaml").write_text(PARAMS)
     (project.root / "claims.yaml").write_text(CLAIMS)
     (project.root / "README.md").write_text("# A small house\n<!-- ledger -->\n<!-- /ledger -->\n")
@@ -238,7 +242,7 @@ def test_a_clone_is_built_by_one_command_and_left_clean(built: Project):
         "00_path/tolerances.json", "00_path/verdicts.json", "01_train/01_train.ipynb", "01_train/claims.json",
         "01_train/metrics.json", "01_train/tolerances.json", "01_train/verdicts.json", "01_train/weights.safetensors"]
     assert built.status() == ""
-    known = {"clean", "timings", "calls.log", "ledger.json", "ledger.csv", *CHAPTERS}
+    known = {"clean", "latents", "encoded.log", "timings", "calls.log", "ledger.json", "ledger.csv", *CHAPTERS}
     leftovers = {path.name for path in built.results.iterdir()} - known
     assert not {name for name in leftovers if not name.endswith(".lock")} - {"checkpoints"}
     assert not list((built.results / "checkpoints").glob("*"))
@@ -360,6 +364,18 @@ def test_an_edited_module_and_a_changed_parameter_rerun_their_chapter_alone(proj
     assert project.outputs() == outputs and project.runs()["01_train"] == first["01_train"]
 
 
+def test_codes_are_made_anew_for_another_encoder_and_chapters_run_for_other_codes(project: Project):
+    before, log = project.runs(), project.results / "encoded.log"
+    assert log.read_text() == "again\n"
+    with (project.root / "lib" / "latents.py").open("a") as module:  # neither chapter imports it
+        module.write("\n# a remark\n")
+    project.run("dvc", "repro")
+    assert log.read_text() == 2 * "again\n" and project.runs() == before
+    (project.root / "full" / "results" / "latents" / "weights").write_text("others")
+    project.run(*project.make("repro"))
+    assert log.read_text() == 3 * "again\n" and all(project.runs()[name] > before[name] for name in CHAPTERS)
+
+
 # --- byte for byte ----------------------------------------------------------------------------------------
 
 
@@ -463,7 +479,7 @@ def test_a_disturbed_run_loses_nothing_and_ends_with_the_same_bytes(
     if disturbance != "parents killed":
         assert calls_in_all - done < STEPS  # it went on from a checkpoint, not from zero
     assert not list((project.results / "checkpoints").glob("*")) and not list(project.results.glob(".*.new"))
-    assert project.run("dvc", "repro").count("didn't change") == 2
+    assert project.run("dvc", "repro").count("didn't change") == 3
 
 
 def test_a_kill_between_the_two_renames_is_repaired(project: Project):
