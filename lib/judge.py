@@ -4,8 +4,9 @@ r"""A judge of pictures: a small convolutional classifier of MNIST, and what its
     classes    argmax of V h + v, ten numbers
 
 Two sets of pictures are compared as clouds of features: by the *Fréchet distance in the judge's features* (not FID,
-which is of another network), by precision, recall, density and coverage, and by the shares of their classes.  Every
-such number is read beside its floors: the same for real pictures, training against test and test against test.
+which is of another network), by precision, recall, density and coverage, and by the shares of their classes.  To the
+first, nine missing classes of ten are as bad as noise; precision and density tell these apart.  Every such number is
+read beside its floors: the same for real pictures, training against test and test against test.
 `full/judge.py` trains it; MNIST's test set is judged as the JSON beside the weights says.
 """
 from __future__ import annotations
