@@ -242,7 +242,9 @@ def test_what_the_system_refuses_is_told_with_its_file(folder: Path, monkeypatch
 
 def test_a_prover_that_fails_stops_the_rest(calls: list[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(prove, "data", lambda: None)
+    monkeypatch.setattr(prove, "mending", lambda *words, quiet: calls.append(" ".join(words)) or 0)
     prove.test()
+    assert calls.pop(2) == "repro latents"
     assert [("not slow" in call, "nbval" in call) for call in calls] == [(True, False), (False, False), (False, True)]
     calls.clear()
     monkeypatch.setattr(subprocess, "call", lambda arguments, **_: calls.append("one") or 5)
