@@ -78,7 +78,7 @@ def mnist(side: int = 28, *, seed: int = 0) -> Splits:
     Training and validation are a permutation by `seed` of the published training set, the test is the published one.
     `side` 14 or 7 takes means of blocks of b² pixels, whose b²·x are whole numbers of 255 b² + 1 levels.
     """
-    check.choice("side", side, (28, 14, 7))
+    check.choice("side", check.count("side", side), (28, 14, 7))
     g = torch.Generator().manual_seed(check.count("seed", seed, low=0))
     k, label, *test = (_idx(f"mnist/{part}-{kind}") for part in ("train", "t10k")
                        for kind in ("images-idx3-ubyte.xz", "labels-idx1-ubyte.xz"))

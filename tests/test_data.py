@@ -284,7 +284,7 @@ def test_logit_is_undone_and_knows_its_determinant():
 
 
 @pytest.mark.parametrize(("name", "call"), [
-    ("side", lambda k: data.mnist(8)),
+    ("side", lambda k: data.mnist(8)), ("side", lambda k: data.mnist(14.0)),
     ("seed", lambda k: data.mnist(seed=-1)),
     ("k", lambda k: data.dequantise(k, 3, rng())),
     ("levels", lambda k: data.dequantise(k, 1, rng())),
