@@ -1,6 +1,4 @@
 """Affine maps of coordinates, with the logarithm of their Jacobian, and the one that sets the scale of data."""
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -82,21 +82,17 @@ class Bridge:
         return replace(self, forward_drift=last.forward_drift, backward_drift=last.backward_drift,
                        history=self.history[:iteration])
 
-    def trajectory(self, x: Tensor, direction: str, generator: torch.Generator, *,
-                   quiet_end: bool = False) -> Tensor:
-        """Simulated paths (N + 1, B, D), row 0 is x: "forward" from t = 0 or "backward" from t = 1.
-
-        `quiet_end` leaves the noise of the last step out: cleaner pictures, with too little variance.
-        """
+    def trajectory(self, x: Tensor, direction: str, generator: torch.Generator) -> Tensor:
+        """Simulated paths (N + 1, B, D), row 0 is x: "forward" from t = 0 or "backward" from t = 1."""
         check.points("x", x)
         check.choice("direction", direction, DIRECTIONS)
         drift, times = ((self.forward_drift, self.times) if direction == "forward" else
                         (self.backward_drift, self.times.flip(0)))
-        return simulate(drift, self.sigma, x, times, generator, quiet_end=quiet_end)
+        return simulate(drift, self.sigma, x, times, generator)
 
-    def sample(self, x: Tensor, direction: str, generator: torch.Generator, *, quiet_end: bool = False) -> Tensor:
+    def sample(self, x: Tensor, direction: str, generator: torch.Generator) -> Tensor:
         """Ends (B, D) of simulated paths: x at t = 0 goes "forward" to t = 1, x at t = 1 "backward" to t = 0."""
-        return self.trajectory(x, direction, generator, quiet_end=quiet_end)[-1]
+        return self.trajectory(x, direction, generator)[-1]
 
     def velocity(self, t: float | Tensor, x: Tensor) -> Tensor:
         """Probability flow ½(u_f − u_b), (B, D): the marginals of the forward process without its noise."""
@@ -182,14 +178,12 @@ def symmetric_times(steps: int, ratio: float = 1.0) -> Tensor:
     return torch.cat([torch.zeros(1, dtype=torch.float64), (h.cumsum(0) / h.sum())])
 
 
-def simulate(drift: Field, sigma: float, x: Tensor, times: Tensor, generator: torch.Generator, *,
-             quiet_end: bool = False) -> Tensor:
+def simulate(drift: Field, sigma: float, x: Tensor, times: Tensor, generator: torch.Generator) -> Tensor:
     """Paths (N + 1, B, D) of steps |h|·drift(t, x) + σ√|h| z along `times`, increasing or decreasing."""
     times = times.to(x)
     along = torch.sign(times[-1] - times[0])
-    noise = (lambda t: sigma * float(t != times[-2])) if quiet_end else sigma
     with torch.no_grad():
-        return solve.sde(lambda t, x: along * drift(t, x), noise, x, times, generator)
+        return solve.sde(lambda t, x: along * drift(t, x), sigma, x, times, generator)
 
 
 def reversal_pairs(drift: Field, sigma: float, x: Tensor, times: Tensor, generator: torch.Generator) -> Draw:

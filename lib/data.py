@@ -11,8 +11,6 @@ unit cube to ℝᴰ:
 
 MNIST: Yann LeCun and Corinna Cortes, CC BY-SA 3.0, a derivative of the NIST data sets; the four files as published.
 """
-from __future__ import annotations
-
 import hashlib
 import io
 import lzma

@@ -17,8 +17,6 @@ Steps are measured in mean shifts: Δx = step·(D_p − D_q) is a time step of s
 Source: Weber 2023, The score-difference flow for implicit generative modeling (the flow, its proxies, kernel and
 denoiser forms, particle and model optimisation, the sub-problem of GANs).  Derivations and settings are our own.
 """
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple

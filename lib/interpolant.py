@@ -18,8 +18,6 @@ any ε(t) ≥ 0.  Where x_0 ~ N(0, I) apart from x_1 and γ = 0, the velocity al
 
 House → papers: m, a are a, b in the first paper and α, β in the second.
 """
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable

@@ -23,8 +23,6 @@ like a root of t, with infinite velocity; a floor max(γ, ε) slides from this p
 
 Source: Shaul, Chen, Nickel, Le, Lipman, On Kinetic Optimal Probability Paths for Generative Models, ICML 2023.
 """
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable

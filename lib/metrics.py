@@ -1,21 +1,4 @@
-r"""What the chapters measure.  Every name says what comes back: squared or not, biased or not.
-
-    mmd                 squared maximum mean discrepancy, Gaussian kernel, unbiased (can be < 0)
-    energy_distance     2E‖X−Y‖ − E‖X−X′‖ − E‖Y−Y′‖, unbiased (can be < 0), not its root
-    wasserstein2        W₂ (a distance, not squared) between empirical measures, exact, by POT
-    sliced_wasserstein2 root of the mean squared W₂ over random directions
-    mode_report         which modes of a mixture are found, how evenly, with what quality
-    precision_recall    k-nearest-neighbour manifolds (Kynkäänniemi et al. 2019)
-    density_coverage    the same, robust against outliers (Naeem et al. 2020)
-    frechet_distance    squared W₂ between the Gaussians of the same means and covariances
-    histogram           shares of classes, how many are found, their KL
-    copies              share of samples that lie nearer to the training set than fresh data do
-    c2st                classifier two-sample test: held-out accuracy, ½ means indistinguishable
-    bits_per_dim        from a log-density of dequantised data
-    histogram_bits      what a histogram for each coordinate makes of them: a floor that knows nothing of shapes
-"""
-from __future__ import annotations
-
+"""What the chapters measure.  Every docstring says what comes back: squared or not, biased or not, in which units."""
 import math
 from typing import NamedTuple
 
@@ -27,9 +10,9 @@ from lib.base import check
 
 
 def mmd(x: Tensor, y: Tensor, bandwidth: float | None = None) -> float:
-    """Squared MMD between x (n, D) and y (m, D), kernel exp(−‖x−y‖²/2h²), unbiased (Gretton et al. 2012, Eq. 3).
+    """Squared MMD between x (n, D) and y (m, D), kernel exp(−‖x−y‖²/2h²) (Gretton et al. 2012, Eq. 3).
 
-    h is `bandwidth`, by default the median distance between the points of y.
+    Unbiased, so it can be < 0.  h is `bandwidth`, by default the median distance between the points of y.
     """
     _two_clouds(x, y)
     xx, yy, xy = (_distances(a, b) for a, b in ((x, x), (y, y), (x, y)))
@@ -41,7 +24,7 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float | None = None) -> float:
 
 
 def energy_distance(x: Tensor, y: Tensor) -> float:
-    """Energy distance 2E‖X−Y‖ − E‖X−X′‖ − E‖Y−Y′‖ of x (n, D) and y (m, D), unbiased U-statistics."""
+    """2E‖X−Y‖ − E‖X−X′‖ − E‖Y−Y′‖ of x (n, D) and y (m, D), not its root, unbiased (can be < 0)."""
     _two_clouds(x, y)
     xx, yy, xy = (_distances(a, b) for a, b in ((x, x), (y, y), (x, y)))
     return float(2 * xy.mean() - _off_diagonal_mean(xx) - _off_diagonal_mean(yy))
@@ -53,7 +36,7 @@ def _off_diagonal_mean(k: Tensor) -> Tensor:
 
 
 def wasserstein2(x: Tensor, y: Tensor) -> float:
-    """W₂ between the empirical measures of x (n, D) and y (m, D): the root of the optimal mean squared distance."""
+    """W₂, not its square, of the empirical measures of x (n, D) and y (m, D), exact, by POT."""
     _two_clouds(x, y)
     cost = _distances(x, y).square().cpu().numpy()
     return math.sqrt(max(float(ot.emd2([], [], cost, numItermax=10_000_000)), 0.0))
@@ -102,7 +85,7 @@ class PrecisionRecall(NamedTuple):
 
 
 def precision_recall(samples: Tensor, data: Tensor, k: int = 5) -> PrecisionRecall:
-    """k-nearest-neighbour precision and recall of samples (n, D) against data (m, D)."""
+    """Precision and recall by k nearest neighbours (Kynkäänniemi et al. 2019), samples (n, D) against data (m, D)."""
     _two_clouds(samples, data, ("samples", "data"))
     if min(len(samples), len(data)) <= check.count("k", k):
         check.refuse("k", k, "fewer neighbours than points")
@@ -186,7 +169,7 @@ def copies(samples: Tensor, train: Tensor, held_out: Tensor, share: float = 0.01
 
 
 def c2st(x: Tensor, y: Tensor, *, folds: int = 5, seed: int = 0) -> float:
-    """Held-out accuracy of a gradient-boosted classifier told to separate x from y (Lopez-Paz & Oquab 2017)."""
+    """Held-out accuracy of a boosted classifier told to separate x from y, ½ if it cannot (Lopez-Paz & Oquab 2017)."""
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.model_selection import StratifiedKFold, cross_val_score
 

@@ -11,8 +11,6 @@ m is m, a, and √(1 − e^{−2τ}).  Derivatives come from `torch.func.jvp`, n
 Sources: Lipman et al. 2023 (Cond-OT), Albergo & Vanden-Eijnden 2023 (trigonometric), Song et al. 2021
 (variance preserving), Shaul et al. 2023 (general (a, m)).
 """
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

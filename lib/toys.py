@@ -8,8 +8,6 @@ Gaussian noise (moons, spirals, Swiss roll, S-curve, circles),
 are integrated by composite Gauss–Legendre quadrature in √u, exact to rounding for the widths used here:
 a quadrature rule is a weighted point cloud, so their log-density is the one reduction again.
 """
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -374,7 +374,7 @@ def test_order_two_is_the_gaussian_score_of_the_data(process, basis):
     assert float((model.score(tau, far) + (far - law.mean) @ law.precision_matrix).abs().max()) < 1e-10
     assert torch.allclose(model.score_divergence(tau, far), -law.precision_matrix.trace().expand(16))
     times = torch.logspace(math.log10(tau), 1.3, 120)
-    found = solve.log_likelihood(model.velocity, y, times, process.log_stationary, model.divergence)
+    found = solve.log_likelihood(model.flow, y, times, process.log_stationary)
     assert torch.allclose(found, law.log_prob(y), atol=1e-5)
 
 
@@ -385,7 +385,8 @@ def test_likelihood_along_the_flow_expands_once_a_stage(monkeypatch):
     monkeypatch.setattr(markov.OISM, "_expand", lambda *a: calls.append(1) or real(*a))
     found = solve.log_likelihood(model.flow, x, times, model.process.log_stationary)
     assert len(calls) == 4 * 3
-    two = solve.log_likelihood(model.velocity, x, times, model.process.log_stationary, model.divergence)
+    divergence = lambda tau, x: model.flow(tau, x).divergence
+    two = solve.log_likelihood(model.velocity, x, times, model.process.log_stationary, divergence)
     assert torch.equal(found, two)
 
 
@@ -451,7 +452,7 @@ def test_score_and_divergences_are_the_derivatives_of_f(name):
         laplacian = hessian.diagonal(dim1=1, dim2=2).sum(1)
         assert torch.allclose(model.score_divergence(tau, x), laplacian - pull * process.dim)
         assert torch.allclose(model.velocity(tau, x), -gradient @ C)
-        assert torch.allclose(model.divergence(tau, x), -torch.einsum("bij,ji->b", hessian, C))
+        assert torch.allclose(model.flow(tau, x).divergence, -torch.einsum("bij,ji->b", hessian, C))
         assert torch.allclose(process.flow(model.score)(tau, x), model.velocity(tau, x))
 
 
@@ -460,7 +461,7 @@ def test_one_time_for_each_point(name):
     process, order, basis, make = SYSTEMS[name]
     model = fit_oism(make(), process, order, basis)
     x, tau = in_box(4, process.dim), torch.tensor([0.3, 0.05, 0.3, 1.0])
-    for function in (model.score, model.score_divergence, model.velocity, model.divergence):
+    for function in (model.score, model.score_divergence, model.velocity, lambda *a: model.flow(*a).divergence):
         each = torch.cat([function(float(t), row[None]) for t, row in zip(tau, x, strict=True)])
         assert torch.allclose(function(tau, x), each)
     assert model.score(0.3, x.float()).dtype == torch.float32
@@ -501,18 +502,21 @@ def test_box_samples_stay_in_the_box():
 # --- choosing order and shrinkage -------------------------------------------------------------------------
 
 
+def fisher(model: markov.OISM, tau: float, data: markov.OISM) -> float:
+    """α·Aα − 2b·α with A and b from the moments of `data` (same basis): Fisher divergence up to a constant."""
+    alpha = model.coefficients(tau)
+    return float(alpha @ data.gram(tau) @ alpha - 2 * data.rhs(tau) @ alpha)
+
+
 @pytest.mark.parametrize("process", [OrnsteinUhlenbeck(2), ReflectedBrownian(2)])
 def test_held_out_data_choose_the_best_of_all_orders_and_shrinkages(process):
     x, fresh = in_box(40, 2), in_box(400, 2, seed=9)
     chosen = fit_oism(x, process, 5, held_out=fresh)
     fresh_moments = {k: fit_oism(fresh, process, k) for k in (1, 3, 5)}
     for tau in (0.02, 0.3, 1.5):
-        losses = [fit_oism(x, process, k, shrinkage=c).loss(tau, fresh_moments[k])
+        losses = [fisher(fit_oism(x, process, k, shrinkage=c), tau, fresh_moments[k])
                   for k in (1, 3, 5) for c in oism.SHRINKAGES]
-        alpha = chosen.coefficients(tau)
-        loss = alpha @ fresh_moments[5].gram(tau) @ alpha - 2 * fresh_moments[5].rhs(tau) @ alpha
-        assert float(loss) == pytest.approx(min(losses), rel=1e-9)
-        assert chosen.loss(tau, fresh_moments[5]) == pytest.approx(float(loss))
+        assert fisher(chosen, tau, fresh_moments[5]) == pytest.approx(min(losses), rel=1e-9)
 
 
 def test_blocks_choose_for_themselves():
@@ -530,7 +534,7 @@ def test_loss_is_the_fisher_divergence_up_to_a_constant():
     gaps = []
     for shrinkage in (0.0, 0.3):
         model = fit_oism(few, OU, 4, shrinkage=shrinkage, tails=math.inf)
-        gaps.append(MIXTURE.error(model, 0.3) - model.loss(0.3, truth))
+        gaps.append(MIXTURE.error(model, 0.3) - fisher(model, 0.3, truth))
     assert gaps[0] == pytest.approx(gaps[1], abs=1e-6)
 
 

@@ -20,8 +20,6 @@ from few seeds: ± 4.3 of it from three) a claim *holds* where all of it obeys t
 and is *open* where it straddles the threshold, or where it would hold from fewer seeds than the rule asks for.  Running
 a cell again overwrites; inside the pipeline a second value is refused.
 """
-from __future__ import annotations
-
 import json
 import math
 import os

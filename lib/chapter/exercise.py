@@ -18,8 +18,6 @@ nowhere else, so whatever it does, the reader sees one line,
 which `python -m pipeline grade` reads too.  `wrong` lists answers that a reader may come to and that must not pass;
 they are never run in a notebook, but a test runs them all.
 """
-from __future__ import annotations
-
 import linecache
 import traceback
 from collections.abc import Callable

@@ -5,8 +5,6 @@ figure: it embeds the PNG, sharp on screens of twice the density, with its alter
 caption, and inside the pipeline writes it to the chapter's `figures/`.  Colours are Okabe and Ito's, told
 apart by readers with any colour vision.
 """
-from __future__ import annotations
-
 import html
 import io
 import math

@@ -1,6 +1,4 @@
 """Networks on top of a score: what an operator-informed score misses, or all of it, by denoising score matching."""
-from __future__ import annotations
-
 import math
 
 import torch

@@ -78,11 +78,6 @@ class OISM:
         check.within("tau", tau, 0.0, math.inf)
         return self._pick(self.levels(float(tau))[0]).flatten()
 
-    def loss(self, tau: float, data: OISM) -> float:
-        """α·Aα − 2b·α with A and b from the moments of `data` (same basis): Fisher divergence up to a constant."""
-        moments = data._moments_at(tau, data.shrinkage)
-        return float(_loss(self._pick(self.levels(float(tau))[0]), data._gram(moments), data._rhs(moments)).sum())
-
     def score(self, tau: float | Tensor, x: Tensor) -> Tensor:
         """∇log ρ_τ(x), shape (B, d), for τ a number or (B,); each distinct τ is solved for once and kept."""
         u, slope, _ = self._expand(tau, x)
@@ -104,10 +99,6 @@ class OISM:
     def velocity(self, tau: float | Tensor, x: Tensor) -> Tensor:
         """The velocity of `flow`, (B, d)."""
         return self.flow(tau, x).velocity
-
-    def divergence(self, tau: float | Tensor, x: Tensor) -> Tensor:
-        """The divergence of `flow`, (B,)."""
-        return self.flow(tau, x).divergence
 
     @property
     def order(self) -> int:

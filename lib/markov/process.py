@@ -13,8 +13,6 @@ coordinates u = xQ, so eigenfunctions are products over axes of one-dimensional 
 τ = 0 is data, τ = ∞ noise; `house_time` and `house_path` convert to the t of `lib.path`.
 Sources: Bakry, Gentil & Ledoux 2014 (sections 2.6 and 2.7); Shen et al. 2024 (arXiv 2406.09084) for their use.
 """
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -9,8 +9,6 @@ it memorises.  `riemannian_kernel_score` blurs every datum along its neighbourho
 with the local metric H_i⁻¹, and pushes this mixture through the process.  It is a RECONSTRUCTION from a sentence of
 the abstract of Shen et al. (arXiv 2406.09084), not the authors' algorithm, which we have not seen.
 """
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

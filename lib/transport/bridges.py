@@ -7,8 +7,6 @@ Between Gaussians the bridge is Gaussian (Janati et al. 2020; Bunne et al. 2023,
 
 Each eigenvalue of Δ is √(μ + σ⁴) − σ² = μ/(√(μ + σ⁴) + σ²), which does not cancel when σ is large.
 """
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

@@ -8,8 +8,6 @@ Entropic transport of weights a, b on points x, y with cost C_ij = ‖x_i − y_
 Each update is the log-normaliser of the one reduction with σ² = ε/2 and log-weights log b + g/ε, so it
 needs O(n) memory.  A Brownian reference with variance σ² over [0, 1] corresponds to ε = 2σ².
 """
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import NamedTuple
