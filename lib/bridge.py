@@ -285,7 +285,7 @@ def _check(x0: Tensor, x1: Tensor, sigma: float, generator: torch.Generator, ite
     check.generator("generator", generator)
     check.count("iterations", iterations)
     check.count("paths", paths)
-    times = solve.grid(symmetric_times(20) if times is None else times, x0)
+    times = solve.grid(symmetric_times(20) if times is None else times, x0, "times")
     if times[0] != 0 or times[-1] != 1:
         check.refuse("times", f"a grid from {times[0]:g} to {times[-1]:g}", "times from 0 to 1")
     return times

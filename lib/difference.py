@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from lib.base import check, draw
 from lib.fit import Fit, Loss, fit
-from lib.kernels import Cloud, gaussian_posterior, merge
+from lib.kernels import Cloud, gaussian_posterior
 from lib.kernels.cloud import checked
 
 Denoise = Callable[[Tensor, float | Tensor], Tensor]  # D(y, σ), (B, D) to (B, D)
@@ -35,22 +35,16 @@ Denoise = Callable[[Tensor, float | Tensor], Tensor]  # D(y, σ), (B, D) to (B, 
 # --- the field --------------------------------------------------------------------------------------------
 
 
-def kernel_denoiser(cloud: Tensor | Cloud, *, log_w: Tensor | None = None, block: int | None = None) -> Denoise:
+def kernel_denoiser(cloud: Tensor | Cloud, *, log_w: Tensor | None = None) -> Denoise:
     """D(y, σ) = E[x | x + σε = y] of a cloud (N, D): its softmax mean.  The cloud is a constant to every gradient.
 
     log_w  (N,) log-weights; −inf leaves a point out, so a class is chosen by its weights.
-    block  rows of the cloud taken at a time; the answer is the same and memory is bounded.
     """
     log_w = log_w.detach().clone() if isinstance(log_w, Tensor) else log_w
     whole = checked("cloud", cloud.detach().clone() if isinstance(cloud, Tensor) else cloud, log_w)
     if whole.values is not None:
         check.refuse("cloud", "a cloud with values", "one without: a denoiser averages the points themselves")
-    if block is None:
-        return lambda y, sigma: gaussian_posterior(y, whole, sigma).mean
-    rows, n = check.count("block", block), len(whole)
-    log_w = whole.y.new_full((n,), -math.log(n)) if whole.log_w is None else whole.log_w
-    parts = [Cloud(x, w) for x, w in zip(whole.y.split(rows), log_w.split(rows), strict=True)]
-    return lambda y, sigma: merge([gaussian_posterior(y, part, sigma) for part in parts]).mean
+    return lambda y, sigma: gaussian_posterior(y, whole, sigma).mean
 
 
 def mean_shift(y: Tensor, target: Tensor | Cloud | Denoise, source: Tensor | Cloud | Denoise,

@@ -48,7 +48,7 @@ def posterior(path: Path, t: float | Tensor, x: Tensor, data: Tensor | Cloud, lo
     blind = a < torch.finfo(a.dtype).eps ** 2  # the noise hides everything: an infinite σ, whatever x
     safe = torch.where(blind, torch.ones_like(a), a)
     sigma = torch.where(blind, torch.full_like(a, math.inf), m / safe)
-    seen = reduce(x / column(safe, x), cloud, sigma)
+    seen = reduce(x / column(safe, x), cloud, sigma, once=cloud is not data)
     alone = torch.where(blind, x.square().sum(1) / (2 * m**2), torch.zeros_like(seen.log_z))
     log_p = seen.log_z - alone - x.shape[1] / 2 * torch.log(2 * math.pi * m**2)
     return Posterior(log_p, seen.mean, seen.spread)

@@ -99,9 +99,14 @@ def log_likelihood(f: Field | Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
                    **tolerances: float) -> Tensor:
     """log p(x) in nats, shape (B,), of the density that the flow of f carries to `base_log_p` at t[-1].
 
-    x (B, D) lives at t[0].  `f(t, x)` returns the velocity (B, D), or the pair of velocity and divergence (B,), as a
-    `Flow`.  Beside a velocity `divergence(t, x)` -> (B,) is ∇·f: a closed form, `exact_divergence(f)` (what None
-    means: D forward-mode derivatives) or `hutchinson_divergence(f, probes)` (unbiased, noisy); beside a pair, None.
+    x (B, D) lives at t[0] and the base density at t[-1].  So a field in the house's time has a grid that falls from the
+    data to the source, `torch.linspace(1, 0, n)`, and one in τ a grid that rises; reversed, the answer is that of
+    another density, and no error shows it.
+
+    `f(t, x)` returns the velocity (B, D), or the pair of velocity and divergence (B,), as a `Flow`: the cheapest where
+    the field has a closed form.  Beside a velocity `divergence(t, x)` -> (B,) is ∇·f: a closed form,
+    `exact_divergence(f)` (what None means: D forward-mode derivatives) or `hutchinson_divergence(f, probes)`
+    (unbiased, noisy); beside a pair, None.
     """
     check.points("x", x)
     trace = exact_divergence(f) if divergence is None else divergence
@@ -159,13 +164,12 @@ def rademacher(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.
     return (2 * signs - 1).to(dtype)
 
 
-def grid(t: Tensor, x: Tensor) -> Tensor:
+def grid(t: Tensor, x: Tensor, name: str = "t") -> Tensor:
     """A strictly monotone 1-D time grid of at least two knots, in x's dtype and device."""
-    if not isinstance(t, Tensor) or t.dim() != 1 or len(t) < 2:
-        got = f"shape {tuple(t.shape)}" if isinstance(t, Tensor) else type(t).__name__
-        check.refuse("t", got, "a 1-D tensor of at least two times")
-    t = check.finite("t", t).to(x)
-    steps = t.diff()
+    need = "a 1-D tensor of at least two times"
+    if check.dense(name, t, need).dim() != 1 or len(t) < 2:
+        check.refuse(name, f"shape {tuple(t.shape)}", need)
+    steps = check.finite(name, t.to(x)).diff()
     if not bool((steps > 0).all() | (steps < 0).all()):
-        check.refuse("t", f"a grid that turns or stands still in {t.dtype}", "strictly increasing or decreasing times")
-    return t
+        check.refuse(name, f"a grid that turns or stands still in {x.dtype}", "strictly increasing or decreasing times")
+    return t.to(x)

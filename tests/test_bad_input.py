@@ -153,7 +153,7 @@ DOORS: dict[str, tuple[Callable, dict[str, object]]] = {
     "difference.score_difference": (sd.score_difference, {
         "x": X, "target": cloud(5), "source": cloud(4), "sigma": SCALE}),
     "difference.kernel_denoiser": (sd.kernel_denoiser, {
-        "cloud": X, "log_w": (ZEROS[:3], "log-weights"), "block": SIZE}),
+        "cloud": X, "log_w": (ZEROS[:3], "log-weights")}),
     "difference.noise_levels": (sd.noise_levels, LEVELS | {"n": SIZE}),
     "difference.transport_particles": (sd.transport_particles, {
         "x": X, "target": LIKE, "sigmas": [1.0], "generator": RANDOM}),

@@ -81,22 +81,11 @@ def test_limits_of_large_and_small_noise():
     assert bool(sd.score_difference(x.float(), p.float(), q.float(), 1e-4).isfinite().all())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, F64])
-def test_blocks_of_target_and_source_give_the_whole_answer(dtype):
-    p, q, x = (normal(n, 5, seed=n).to(dtype) for n in (103, 57, 11))
-    whole, blocks = (sd.score_difference(x, *(sd.kernel_denoiser(c, block=b) for c in (p, q)), 0.8)
-                     for b in (None, 10))
-    torch.testing.assert_close(blocks, whole, rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-12)
-    apart = torch.cat([sd.score_difference(x[i:i + 4], p, q, 0.8) for i in (0, 4, 8)])
-    torch.testing.assert_close(apart, whole, rtol=0, atol=1e-5)
-
-
 def test_log_weights_choose_a_class_and_weigh_points():
     p, q, x, label = normal(40, 2, seed=1), normal(20, 2, seed=2), normal(9, 2, seed=3), torch.arange(40) % 3
     log_w = torch.where(label == 1, 0.0, -math.inf).double()
-    for block in (None, 2):  # with blocks, some hold no point of the class
-        chosen = sd.score_difference(x, sd.kernel_denoiser(p, log_w=log_w, block=block), q, 0.5)
-        torch.testing.assert_close(chosen, sd.score_difference(x, p[label == 1], q, 0.5))
+    chosen = sd.score_difference(x, sd.kernel_denoiser(p, log_w=log_w), q, 0.5)
+    torch.testing.assert_close(chosen, sd.score_difference(x, p[label == 1], q, 0.5))
     w = torch.rand(40, generator=rng(4), dtype=F64)
     v = sd.score_difference(x, sd.kernel_denoiser(p, log_w=w.log()), q, 0.5)
     torch.testing.assert_close(v, gradient(noised(p, 0.5, w).log_prob, x) - gradient(noised(q, 0.5).log_prob, x))
@@ -491,7 +480,6 @@ X, P = torch.zeros(3, 2), torch.ones(4, 2)
     (lambda: sd.score_difference(X, torch.ones(0, 2), X, 1.0), r"^cloud: got shape \(0, 2\)"),
     (lambda: sd.score_difference(X * math.nan, P, X, 1.0), r"^x: got"),
     (lambda: sd.kernel_denoiser(P, log_w=torch.full((4,), -math.inf)), "^log_w: got all −inf"),
-    (lambda: sd.kernel_denoiser(P, block=0), "^block: got 0"),
     (lambda: sd.transport_particles(X, P, [1.0, -0.5], generator=rng()), "^sigmas: got -0.5 among them"),
     (lambda: sd.transport_particles(X, P, [1.0, 0.0], generator=rng()), "^sigmas: got 0 among them"),
     (lambda: sd.transport_particles(X, P, [math.nan], generator=rng()), "^sigmas: got nan among them"),
@@ -524,4 +512,4 @@ def test_a_denoiser_keeps_the_cloud_it_was_made_of(generator):
         torch.testing.assert_close(denoise(x, sigma), sd.kernel_denoiser(before)(x, sigma))
     assert not denoise(x, 0.5).requires_grad
     with pytest.raises(ValueError, match=r"^cloud: got a cloud with values; need one without"):
-        sd.kernel_denoiser(prepare(y, values=10 * y), block=10)
+        sd.kernel_denoiser(prepare(y, values=10 * y))

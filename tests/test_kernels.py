@@ -15,13 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when lib.kernels.launch is first imported
 
-from lib.kernels import GaussianPosterior, attention, gaussian_posterior, merge, prepare, reduce, terms
+from lib.kernels import GaussianPosterior, attention, gaussian_posterior, merge, prepare, reduce, reduction, terms
 from lib.kernels import cloud as clouds
+from lib.kernels.sharded import streamed_posterior
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ("definition", "cpu", "blocks", "triton")
@@ -427,6 +430,41 @@ def test_merging_is_exact_and_associative(backend, generator):
     for merged in (merge(parts), merge([merge(parts[:2]), parts[2]]), merge([parts[2], merge(parts[1::-1])])):
         for got, want in zip(merged, whole, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+
+
+@settings(max_examples=80)
+@given(st.sampled_from(FLOATS), st.sampled_from((1, 2, 20)), st.floats(-3, 1), st.sampled_from((0, 0.3, 3, 100)),
+       st.sampled_from((0, 10)), st.sampled_from((1, 7, 50)), st.booleans(), st.integers(0, 2**32))
+def test_every_road_is_as_good_as_the_whole_cloud(dtype, d, decade, distance, offset, rows, weighted, seed):
+    """In chunks from disk, in parts of a cloud that is seen once, from ranks: near points, between them, and far."""
+    g, sigma = torch.Generator().manual_seed(seed), 10**decade
+    y = (torch.randn(60, d, generator=g, dtype=torch.float64) + offset).to(dtype)
+    away = torch.nn.functional.normalize(torch.randn(5, d, generator=g, dtype=torch.float64))
+    middle = (y[:5] + y[5:10]).double() / 2 if seed % 2 else y[:5].double() + sigma * away
+    x = (middle + distance * away).to(dtype)
+    log_w = torch.randn(60, generator=g, dtype=torch.float64).to(dtype) * 3 if weighted else None
+    expected = brute_force(x, y, torch.tensor(sigma, dtype=dtype), log_w)
+    found = {"disk": streamed_posterior(x, y.numpy(), sigma, log_w=log_w, chunk=rows)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reduction, "ONCE", rows * (d + 2))
+        found["once"] = gaussian_posterior(x, y, sigma, log_w=log_w)
+    parts = [reduce(x, part, sigma) for part in prepare(y, log_w=log_w).parts(rows)]
+    found["ranks"] = GaussianPosterior(*(t.to(dtype) for t in merge(parts)))
+    for road, seen in found.items():
+        errors = excess(seen, expected, sigma)
+        assert max(errors.values()) <= 1, (road, errors)
+
+
+@every_backend
+def test_far_queries_weigh_parts_by_more_digits_than_float32_has(backend):
+    """At x = (3000, 0.7) log_z is −4.5 million, which float32 holds to a half; both points are equally far."""
+    y, x = (torch.tensor(rows, device=device(backend)) for rows in ([[0.0, 0.0], [0.0, 1.0]], [[3000.0, 0.7]]))
+    exact = torch.tensor([[0.0, 1 / (1 + math.exp(-0.2))]])
+    merged = merge([reduce(x, part, 1.0, backend) for part in prepare(y).parts(1)])
+    streamed = streamed_posterior(x, y.cpu().numpy(), 1.0, chunk=1, backend=backend)
+    for found in (merged, streamed):
+        torch.testing.assert_close(found.mean.cpu(), exact, rtol=0, atol=1e-4)
+    assert streamed.log_z.dtype == torch.float32
 
 
 @pytest.mark.parametrize(("d", "dtype"), [(2, torch.float32), (20, torch.float64)])

@@ -171,7 +171,7 @@ def test_the_flow_is_velocity_and_divergence_and_a_cloud_changes_nothing(p, weig
 def test_likelihood_along_the_flow_takes_one_softmax_a_stage(x, cloud, monkeypatch):
     calls = []
     real = module.reduce
-    monkeypatch.setattr(module, "reduce", lambda *a: calls.append(1) or real(*a))
+    monkeypatch.setattr(module, "reduce", lambda *a, **k: calls.append(1) or real(*a, **k))
     p, grid = FAMILIES["Cond-OT"], torch.linspace(0.8, 0.1, 6)
     start = lambda y: posterior(p, 0.1, y, cloud).log_p
     prepared = prepare(cloud)

@@ -103,6 +103,8 @@ def reduce_in_ranks() -> dict[str, Any]:
     p = problem()
     x, y = p["x"].float(), p["y"].float()
     found["float32"] = sharded_posterior(x, y[halves(rank)], 0.3)._asdict()
+    two = torch.tensor([[0.0, 0.0], [0.0, 1.0]])  # a point for each rank, equally far
+    found["far"] = sharded_posterior(torch.tensor([[3000.0, 0.7]]), two[rank:rank + 1], 1.0).mean
     try:
         sharded_posterior(p["x"][:2 + rank], p["y"], 1.0)
     except ValueError as error:
@@ -136,12 +138,13 @@ def test_in_float32_it_is_as_good_as_one_device(reduced):
         for name, want in whole._asdict().items():
             scale = p["y"].abs().max().item()
             torch.testing.assert_close(found["float32"][name], want, rtol=1e-6, atol=1e-6 * scale)
+        torch.testing.assert_close(found["far"], torch.tensor([[0.0, 1 / (1 + math.exp(-0.2))]]), rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow
 def test_ranks_that_disagree_are_refused_on_all(reduced):
     for found in reduced:
-        assert found["refused"].startswith("x: got (B, D, D, V, dtype) of the ranks [(2, ")
+        assert found["refused"].startswith("x: got (B, D, D, V, dtype, equal weights) of the ranks [(2, ")
 
 
 def test_alone_it_is_the_plain_reduction():

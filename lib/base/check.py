@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 FLOATS = (torch.float32, torch.float64)
+LARGEST = {torch.float32: 1e15, torch.float64: 1e150}  # of an entry: sums of squares over coordinates stay finite
 
 
 def refuse(name: str, got: object, need: str) -> NoReturn:
@@ -26,10 +27,18 @@ def opaque(*tensors: object) -> bool:
         isinstance(t, Tensor) and is_functorch_wrapped_tensor(t) for t in tensors)
 
 
+def dense(name: str, x: object, need: str = "a torch.Tensor") -> Tensor:
+    """A tensor whose numbers are there and real: neither sparse, nor on the device "meta", nor complex."""
+    if not isinstance(x, Tensor):
+        refuse(name, type(x).__name__, need)
+    if x.layout != torch.strided or x.is_meta or x.is_complex():
+        refuse(name, f"{x.dtype}, {x.layout} on {x.device}", f"{need}, real, dense and on a device that holds numbers")
+    return x
+
+
 def rows(name: str, x: object, *, dim: int | None = None) -> Tensor:
     """A non-empty tensor of shape (n, d), whatever its values."""
-    if not isinstance(x, Tensor):
-        refuse(name, type(x).__name__, "a torch.Tensor of shape (n, d)")
+    dense(name, x, "a torch.Tensor of shape (n, d)")
     if x.dim() != 2 or 0 in x.shape:
         refuse(name, f"shape {tuple(x.shape)}", "shape (n, d) with n ≥ 1 and d ≥ 1")
     if dim is not None and x.shape[1] != dim:
@@ -45,8 +54,7 @@ def points(name: str, x: object, *, dim: int | None = None, like: Tensor | None 
 def vector(name: str, v: object, length: int | None = None, *, like: Tensor | None = None) -> Tensor:
     """A finite floating-point tensor of shape (length,), or of any length ≥ 1."""
     need = "(n,) with n ≥ 1" if length is None else f"({length},)"
-    if not isinstance(v, Tensor):
-        refuse(name, type(v).__name__, f"a torch.Tensor of shape {need}")
+    dense(name, v, f"a torch.Tensor of shape {need}")
     if v.dim() != 1 or len(v) == 0 or length not in (None, len(v)):
         refuse(name, f"shape {tuple(v.shape)}", f"shape {need}")
     return finite(name, floating(name, v, like=like))
@@ -54,9 +62,7 @@ def vector(name: str, v: object, length: int | None = None, *, like: Tensor | No
 
 def floating(name: str, x: object, *, like: Tensor | None = None) -> Tensor:
     """`x` itself if it is a float32 or float64 tensor, with `like`'s dtype and device."""
-    if not isinstance(x, Tensor):
-        refuse(name, type(x).__name__, "a torch.Tensor")
-    if x.dtype not in FLOATS:
+    if dense(name, x).dtype not in FLOATS:
         refuse(name, f"dtype {x.dtype}", f"one of {', '.join(str(d) for d in FLOATS)}")
     if like is not None and (x.dtype != like.dtype or x.device != like.device):
         refuse(name, f"{x.dtype} on {x.device}", f"{like.dtype} on {like.device}, as the other arguments")
@@ -64,18 +70,21 @@ def floating(name: str, x: object, *, like: Tensor | None = None) -> Tensor:
 
 
 def finite(name: str, x: Tensor) -> Tensor:
-    """`x` itself if no entry is NaN or infinite."""
-    if not opaque(x) and not bool(torch.isfinite(x).all()):
-        bad = int((~torch.isfinite(x)).sum())
-        refuse(name, f"{bad} non-finite entries of {x.numel()}", "finite numbers")
+    """`x` itself if no entry is NaN or infinite, or so large that its square would be."""
+    if not opaque(x) and x.numel():
+        low, high = x.detach().aminmax()  # NaN if one is, and no copy of a large cloud
+        large = LARGEST[x.dtype]
+        if not bool((low >= -large) & (high <= large)):
+            if bad := int((~torch.isfinite(x)).sum()):
+                refuse(name, f"{bad} non-finite entries of {x.numel()}", "finite numbers")
+            refuse(name, f"entries from {low:.3g} to {high:.3g}", f"sizes of at most {large:g}: they are squared")
     return x
 
 
 def log_weights(name: str, log_w: object, length: int, *, like: Tensor) -> Tensor:
     """Log-weights of shape (length,): finite or −inf, at least one finite."""
-    if not isinstance(log_w, Tensor) or log_w.shape != (length,):
-        got = f"shape {tuple(log_w.shape)}" if isinstance(log_w, Tensor) else type(log_w).__name__
-        refuse(name, got, f"a torch.Tensor of shape ({length},)")
+    if dense(name, log_w, f"a torch.Tensor of shape ({length},)").shape != (length,):
+        refuse(name, f"shape {tuple(log_w.shape)}", f"shape ({length},)")
     floating(name, log_w, like=like)
     if not opaque(log_w):
         if bool((log_w.isnan() | (log_w == math.inf)).any()):
@@ -90,12 +99,15 @@ def positive(name: str, value: object, *, shape: tuple[int, ...] | None = None,
     """A number > 0 (or a tensor of them, of `shape` or 0-d) as a tensor with `like`'s dtype."""
     if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
         refuse(name, repr(value), "a number > 0" + (f" or a tensor of shape {shape}" if shape else ""))
+    if isinstance(value, Tensor):
+        dense(name, value)
     out = (torch.as_tensor(value, dtype=torch.float64) if like is None else
            torch.as_tensor(value, dtype=like.dtype, device=like.device))
     if out.dim() and out.shape != shape:
         refuse(name, f"shape {tuple(out.shape)}", "a number" + (f" or shape {shape}" if shape else ""))
-    if not opaque(out) and not bool((out > 0).all()):
-        refuse(name, f"smallest {out.min().item():g}", "numbers > 0")
+    least = 1 / LARGEST[out.dtype]
+    if not opaque(out) and not bool((out >= least).all()):
+        refuse(name, f"smallest {out.min().item():g}", f"numbers > 0, at least {least:g}: they are squared")
     return out
 
 
@@ -103,7 +115,7 @@ def within(name: str, value: object, low: float, high: float) -> None:
     """A number or tensor with every entry in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
         refuse(name, repr(value), f"a number in [{low:g}, {high:g}] or a tensor of them")
-    t = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
+    t = dense(name, value) if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
     if not opaque(t) and not bool(((t >= low) & (t <= high)).all()):
         got = f"{t.item():g}" if t.dim() == 0 else f"entries from {t.min().item():g} to {t.max().item():g}"
         refuse(name, got, f"numbers in [{low:g}, {high:g}]")
@@ -118,7 +130,7 @@ def count(name: str, value: object, *, low: int = 1) -> int:
 
 def choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
     """One of a fixed set."""
-    if value not in allowed:
+    if not any(type(value) is type(a) and value == a for a in allowed):
         refuse(name, repr(value), f"one of {', '.join(repr(a) for a in allowed)}")
 
 

@@ -17,7 +17,7 @@ def attention(x: Tensor, cloud: Cloud, sigma: Tensor, fused: bool) -> GaussianPo
     dtype, centred = x.dtype, x - cloud.centre
     reduced = x.is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32"  # the user's choice for other products
     if dtype == torch.float32 and not reduced and products_are_enough(
-            centred.norm(dim=1), cloud.radius, sigma, cloud.heaviest, torch.finfo(dtype).eps):
+            centred.norm(dim=1), cloud.radius, sigma, cloud.heaviest, torch.finfo(dtype).eps, bool(cloud.whole)):
         x, terms = centred, cloud.single
     else:
         x, terms = x.double() - cloud.centre.double(), cloud.double
@@ -29,9 +29,9 @@ def attention(x: Tensor, cloud: Cloud, sigma: Tensor, fused: bool) -> GaussianPo
     columns = cloud.v.shape[1]
     mean = average[:, :columns]
     spread = average[:, -2] - mean.square().sum(1)
-    log_z = lse.double() - own - (math.log(len(cloud)) if cloud.log_w is None else 0)  # own may be far larger
+    log_z = lse.double() - own  # which may be far larger
     mean = mean + cloud.origin.to(mean)
-    return GaussianPosterior(log_z.to(dtype), mean.to(dtype), spread.clamp_min(0).to(dtype))
+    return GaussianPosterior(log_z, mean.to(dtype), spread.clamp_min(0).to(dtype))
 
 
 class _Attention(torch.autograd.Function):

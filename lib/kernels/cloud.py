@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -33,9 +34,16 @@ class Cloud:
     log_w: Tensor | None = None  # (N,) finite; None: −log N each
     values: Tensor | None = None  # (N, V)
     rounded: bool = False  # given in bfloat16
+    whole: int = 0  # of how many points it is a part, whose log_z then stays in float64 to be merged; 0: of none
 
     def __len__(self) -> int:
         return len(self.y)
+
+    def parts(self, rows: int) -> Iterator[Cloud]:
+        """The same in parts of so many rows."""
+        for i in range(0, len(self), rows):
+            cut = (None if t is None else t[i:i + rows] for t in (self.y, self.log_w, self.values))
+            yield Cloud(*cut, self.rounded, self.whole or len(self))
 
     @property
     def v(self) -> Tensor:

@@ -87,33 +87,35 @@ def posterior(x: Tensor, cloud: Cloud, sigma: Tensor, rounded: bool) -> Gaussian
     origin = 0 if cloud.values is None else cloud.origin
     values = None if cloud.values is None else cloud.values - origin
     problem = Problem(x, cloud.y, sigma.expand(len(x)), cloud.log_w, values)
-    found = (_explicit(problem, x.dtype) if cloud.columns <= EXPLICIT_COLUMNS else
+    found = (_explicit(problem, x.dtype, bool(cloud.whole)) if cloud.columns <= EXPLICIT_COLUMNS else
              _products(problem, cloud, rounded))
-    log_z = found.log_z if cloud.log_w is not None else found.log_z - math.log(len(cloud))
-    return GaussianPosterior(log_z, found.mean + origin, found.spread)
+    return found._replace(mean=found.mean + origin)
 
 
-def _explicit(problem: Problem, exponent: torch.dtype) -> GaussianPosterior:
+def _explicit(problem: Problem, exponent: torch.dtype, part: bool) -> GaussianPosterior:
     plan, (x, y, sigma, log_w, values) = Plan(None, exponent), problem
     with torch.no_grad():
         found = _forward(problem, plan)
         heaviest = 0 if log_w is None else log_w.max()
         nearest = heaviest + math.log(len(y)) - found.log_z  # at least ‖x − y‖²/2σ² of the point that counts most
         delta = 4 * torch.finfo(x.dtype).eps * (nearest + 10 + (0 if log_w is None else log_w.abs().max()))
-        good = tolerable(delta, found.spread.sqrt() if values is None else torch.zeros_like(delta), sigma)
+        lever = found.spread.sqrt() + ((x - found.mean).norm(dim=1) if part else 0)
+        good = tolerable(delta, lever if values is None else torch.zeros_like(delta), sigma)
     if x.dtype == torch.float64 or bool(good.all()):
         return GaussianPosterior(*_Reduction.apply(*problem, plan, *found))
     rows = [good.nonzero()[:, 0], (~good).nonzero()[:, 0]]
     single = _Reduction.apply(*problem.of(rows[0]), plan, *(t[rows[0]] for t in found))
-    double = _explicit(problem.of(rows[1]).double(), exponent=x.dtype)
+    double = _explicit(problem.of(rows[1]).double(), x.dtype, part)
     order = torch.cat(rows).argsort()
-    return GaussianPosterior(*(torch.cat([a, b.to(a.dtype)])[order] for a, b in zip(single, double, strict=True)))
+    log_z = torch.cat([single[0].double(), double[0]])[order]
+    return GaussianPosterior(log_z, *(torch.cat([a, b.to(a.dtype)])[order] for a, b in zip(single[1:], double[1:],
+                                                                                           strict=True)))
 
 
 def _products(problem: Problem, cloud: Cloud, rounded: bool) -> GaussianPosterior:
     x, sigma, centre, dtype = problem.x, problem.sigma, cloud.centre, problem.x.dtype
     enough = lambda reach, radius, way: products_are_enough(
-        reach.norm(dim=1), radius, sigma, cloud.heaviest, PRODUCTS[way])
+        reach.norm(dim=1), radius, sigma, cloud.heaviest, PRODUCTS[way], bool(cloud.whole))
     precision = "ieee"
     if rounded and problem.values is None and enough(x, cloud.y.detach().norm(dim=1).max(), "ieee"):
         precision, centre = "bf16", torch.zeros_like(centre)  # as they are they lose nothing in bfloat16
@@ -129,7 +131,7 @@ def _products(problem: Problem, cloud: Cloud, rounded: bool) -> GaussianPosterio
     log_z, mean, spread = _Reduction.apply(*problem, plan, *found)
     log_z = log_z.double() - own
     mean = mean + centre if problem.values is None else mean
-    return GaussianPosterior(log_z.to(dtype), mean.to(dtype), spread.to(dtype))
+    return GaussianPosterior(log_z, mean.to(dtype), spread.to(dtype))
 
 
 class _Reduction(torch.autograd.Function):

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -11,9 +13,10 @@ from lib.base import check
 from lib.kernels.attention import attention
 from lib.kernels.cloud import WIDE, Cloud, checked
 from lib.kernels.definition import definition
-from lib.kernels.terms import TRITON_COLUMNS, GaussianPosterior
+from lib.kernels.terms import TRITON_COLUMNS, GaussianPosterior, merge
 
 BACKENDS = ("definition", "cpu", "blocks", "triton")
+ONCE = 2**22  # numbers that attention derives at a time of points it sees but once: 17 MB in float32
 
 
 def gaussian_posterior(x: Tensor, y: Tensor | Cloud, sigma: float | Tensor, *, log_w: Tensor | None = None,
@@ -42,29 +45,54 @@ def gaussian_posterior(x: Tensor, y: Tensor | Cloud, sigma: float | Tensor, *, l
     cloud = checked("y", y, log_w, values, like=plain)
     sigma = check.positive("sigma", sigma, shape=(len(x),), like=plain)
     check.choice("backend", backend, (None, *BACKENDS))
-    return reduce(x, cloud, sigma, backend)
+    found = reduce(x, cloud, sigma, backend, once=cloud is not y)
+    if not check.opaque(found.log_z) and not bool(found.log_z.isfinite().all()):
+        check.refuse("sigma", f"{sigma.min().item():.3g}, for which ‖x − y‖²/2σ² is beyond {found.log_z.dtype}",
+                     "a larger σ, nearer points, or float64")
+    return found
 
 
 def _rounded(y: Tensor | Cloud) -> bool:
     return y.rounded if isinstance(y, Cloud) else isinstance(y, Tensor) and y.dtype == torch.bfloat16
 
 
-def reduce(x: Tensor, cloud: Cloud, sigma: float | Tensor, backend: str | None = None) -> GaussianPosterior:
-    """`gaussian_posterior` of arguments that were checked before: for loops, whose door is outside."""
+def reduce(x: Tensor, cloud: Cloud, sigma: float | Tensor, backend: str | None = None, *,
+           once: bool = False) -> GaussianPosterior:
+    """`gaussian_posterior` of arguments that were checked before: for loops, whose door is outside.
+
+    once  the cloud will be seen no more: what attention derives of it is made and dropped part by part.
+    """
     rounded = x.dtype == torch.bfloat16
     x = x.float() if rounded else x
     sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
     if backend is None:
         opaque = check.opaque(x, cloud.y, sigma, cloud.log_w, cloud.values)
         backend = "definition" if opaque else _fastest(x, cloud.columns)
+    if once and backend in ("cpu", "blocks"):
+        rows = max(len(x), ONCE // (cloud.columns + 2))
+        if len(cloud) > rows:
+            return united((reduce(x, part, sigma, backend) for part in cloud.parts(rows)),
+                          torch.float64 if cloud.whole else x.dtype)
     if backend == "triton":
         from lib.kernels import launch  # here, so that nothing else imports triton
-        return launch.posterior(x, cloud, sigma, rounded)
-    if backend == "definition":
-        return definition(x, cloud, sigma)
-    if backend == "cpu" and x.device.type != "cpu":
+        found = launch.posterior(x, cloud, sigma, rounded)
+    elif backend == "definition":
+        found = definition(x, cloud, sigma)
+    elif backend == "cpu" and x.device.type != "cpu":
         check.refuse("backend", f"'cpu' for tensors on {x.device}", "tensors on the CPU")
-    return attention(x, cloud, sigma, fused=backend == "cpu")
+    else:
+        found = attention(x, cloud, sigma, fused=backend == "cpu")
+    log_z = found.log_z.double() - (math.log(cloud.whole or len(cloud)) if cloud.log_w is None else 0)
+    return found._replace(log_z=log_z if cloud.whole else log_z.to(x.dtype))
+
+
+def united(parts: Iterable[GaussianPosterior], dtype: torch.dtype) -> GaussianPosterior:
+    """The posterior over all `parts` of a whole, one after the other, in `dtype`."""
+    total = None
+    for part in parts:
+        part = GaussianPosterior(*(t.double() for t in part))  # thousands of sums
+        total = part if total is None else merge([total, part])
+    return GaussianPosterior(*(t.to(dtype) for t in total))
 
 
 def _fastest(x: Tensor, columns: int) -> str:

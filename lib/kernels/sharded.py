@@ -10,6 +10,8 @@ points and all ranks merge what B queries need of them: B·(V + 2) numbers of a 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lib.base import check, ranks
-from lib.kernels import GaussianPosterior, gaussian_posterior, merge
+from lib.kernels import GaussianPosterior, merge, reduce
+from lib.kernels.cloud import checked
+from lib.kernels.reduction import BACKENDS, united
 
 
 def sharded_posterior(x: Tensor, y: Tensor, sigma: float | Tensor, *, log_w: Tensor | None = None,
@@ -34,19 +38,19 @@ def sharded_posterior(x: Tensor, y: Tensor, sigma: float | Tensor, *, log_w: Ten
     of x and sigma the whole gradient.
     Raises RuntimeError when another rank is lost, at the latest after the time-out of the process group.
     """
-    check.rows("x", x)
-    check.rows("y", y)
-    sizes = ranks.gathered((*x.shape, y.shape[1], None if values is None else values.shape[1], x.dtype), group)
+    cloud = checked("y", y, log_w, values, like=check.points("x", x))
+    check.positive("sigma", sigma, shape=(len(x),), like=x)
+    check.choice("backend", backend, (None, *BACKENDS))
+    sizes = ranks.gathered((*x.shape, cloud.y.shape[1], cloud.v.shape[1], x.dtype, log_w is None), group)
     if len(set(sizes)) > 1:
-        check.refuse("x", f"(B, D, D, V, dtype) of the ranks {sizes}", "the same on every rank")
-    if log_w is None:
-        log_w = y.new_full((len(y),), -math.log(sum(ranks.gathered(len(y), group))))
+        check.refuse("x", f"(B, D, D, V, dtype, equal weights) of the ranks {sizes}", "the same on every rank")
     x, sigma = _everywhere(x, group), _everywhere(sigma, group)
-    own = gaussian_posterior(x, y, sigma, log_w=log_w, values=values, backend=backend)
+    own = reduce(x, replace(cloud, whole=sum(ranks.gathered(len(cloud), group))), sigma, backend)
+    own = GaussianPosterior(*(t.double() for t in own))
     columns = ranks.stacked(torch.cat([own.log_z[:, None], own.mean, own.spread[:, None]], 1), group)
     parts = [GaussianPosterior(part[:, 0], part[:, 1:-1], part[:, -1]) for part in columns]
     parts[ranks.here(group)[0]] = own  # the one with a gradient
-    return merge(parts)
+    return GaussianPosterior(*(t.to(x.dtype) for t in merge(parts)))
 
 
 def _everywhere(t: float | Tensor, group: dist.ProcessGroup | None) -> float | Tensor:
@@ -65,18 +69,23 @@ def streamed_posterior(x: Tensor, y: Any, sigma: float | Tensor, *, log_w: Tenso
     y, values   (N, D), (N, V): whatever has a length and gives rows as arrays by slices, `numpy.memmap` for one.
     """
     check.points("x", x)
+    check.positive("sigma", sigma, shape=(len(x),), like=x)
+    check.choice("backend", backend, (None, *BACKENDS))
     check.count("chunk", chunk)
-    if len(y) == 0:
-        check.refuse("y", "no rows", "at least one")
-    log_w = x.new_full((len(y),), -math.log(len(y))) if log_w is None else log_w
-    check.log_weights("log_w", log_w, len(y), like=x)
-    total = None
-    for start in range(0, len(y), chunk):
-        rows = slice(start, start + chunk)
-        if bool((log_w[rows] == -math.inf).all()):
-            continue
-        points, averaged = (None if t is None else torch.as_tensor(np.array(t[rows])).to(x) for t in (y, values))
-        part = gaussian_posterior(x, points, sigma, log_w=log_w[rows], values=averaged, backend=backend)
-        part = GaussianPosterior(*(t.double() for t in part))  # thousands of sums
-        total = part if total is None else merge([total, part])
-    return GaussianPosterior(*(t.to(x) for t in total))
+    for name, t in (("y", y), ("values", values)):
+        if t is not None and (getattr(t, "ndim", 0) != 2 or len(t) != len(y) or not len(t)):
+            got = getattr(t, "shape", type(t).__name__)
+            check.refuse(name, got, "an array of shape (N, D), or of the values (N, V), with N ≥ 1")
+    if log_w is not None:
+        check.log_weights("log_w", log_w, len(y), like=x)
+
+    def parts() -> Iterator[GaussianPosterior]:
+        for rows in (slice(start, start + chunk) for start in range(0, len(y), chunk)):
+            weights = None if log_w is None else log_w[rows]
+            if weights is None or bool((weights > -math.inf).any()):
+                given = (None if t is None else torch.as_tensor(np.array(t[rows])).to(x) for t in (y, values))
+                points, averaged = given
+                cloud = checked("y", points, weights, averaged, like=x)
+                yield reduce(x, replace(cloud, whole=len(y)), sigma, backend, once=True)
+
+    return united(parts(), x.dtype)
