@@ -17,7 +17,7 @@ Nobody is taken at his word: from the potential g that comes back, f and the pla
     f_i = −ε log (1/n) Σ_j exp((g_j − C_ij)/ε),    value = mean f + mean g,    error = Σ_j |Σ_i π_ij − 1/n|,
 
 a lower bound on the optimum that is met where the error is 0.  Each measurement has a process of its own, so that
-memory is its own: MB is what the call adds to the process's peak (Linux only).  One that takes more than 60 seconds of
+memory is its own: MB is what the call adds to the process's peak (Linux only).  One that takes more than 40 seconds of
 the processor is ended and leaves an empty row.  Writes benchmarks/results/sinkhorn.csv.
 """
 from __future__ import annotations
@@ -47,7 +47,7 @@ SIZES, SHARES = (1000, 5000), (0.1, 0.01, 0.001)
 PEERS = {"ours": None, "pot": "ot", "geomloss 0.5": "geomloss", "geomloss 0.99": "geomloss", "ott": "ott"}
 COLUMNS = ("value", "error", "seconds", "processor_seconds", "MB")
 TOLERANCE, ITERATIONS = 1e-3, 2000
-SECONDS = 60  # of the processor, for a measurement
+SECONDS = 40  # of the processor, for a measurement
 
 
 def ours(x: Tensor, y: Tensor, epsilon: float) -> Callable[[], Tensor]:
@@ -149,8 +149,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the smaller clouds only")
     parser.add_argument("--one", nargs=3, metavar=("METHOD", "N", "SHARE"), help="one measurement, as JSON")
     options = parser.parse_args()
+    torch.set_num_threads(1)
     if options.one:
-        torch.set_num_threads(1)
         resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 10))
         name, n, share = options.one
         print(json.dumps(measure(name, int(n), float(share))))

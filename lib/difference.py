@@ -32,9 +32,6 @@ from lib.kernels.cloud import checked
 Denoise = Callable[[Tensor, float | Tensor], Tensor]  # D(y, σ), (B, D) to (B, D)
 
 
-# --- the field --------------------------------------------------------------------------------------------
-
-
 def kernel_denoiser(cloud: Tensor | Cloud, *, log_w: Tensor | None = None) -> Denoise:
     """D(y, σ) = E[x | x + σε = y] of a cloud (N, D): its softmax mean.  The cloud is a constant to every gradient.
 
@@ -68,9 +65,6 @@ def score_difference(x: Tensor, target: Tensor | Denoise, source: Tensor | Denoi
     check.points("x", x)
     sigma = check.positive("sigma", sigma, shape=(len(x),), like=x)
     return mean_shift(x, target, source, sigma) / sigma.reshape(-1, 1) ** 2
-
-
-# --- particles --------------------------------------------------------------------------------------------
 
 
 def noise_levels(high: float, low: float, n: int, *, generator: torch.Generator | None = None) -> Tensor:
@@ -145,9 +139,6 @@ def _draw(x: Tensor, n: int, generator: torch.Generator, label: Tensor | None = 
     return x[rows.to(x.device)], None if label is None else label[rows.to(label.device)]
 
 
-# --- one-step generators ----------------------------------------------------------------------------------
-
-
 def generate(model: nn.Module, n: int, latent: int, generator: torch.Generator, label: Tensor | None = None) -> Tensor:
     """n samples model(0, z[, label]), z ~ N(0, I) of shape (n, latent): one network evaluation for each."""
     weight = next(model.parameters())
@@ -208,9 +199,6 @@ def train_generator(model: nn.Module, target: Tensor, *, latent: int, high: floa
     """
     loss = generator_loss(target, latent=latent, high=high, low=low, **options)
     return fit(model, loss, steps, generator=generator, lr=lr, ema=ema, name=name)
-
-
-# --- learned denoisers ------------------------------------------------------------------------------------
 
 
 class Denoiser(nn.Module):

@@ -154,9 +154,6 @@ class Learned(nn.Module):
         return Interpolant(Path(a, m, "learned"), self.start.latent)
 
 
-# --- objectives -------------------------------------------------------------------------------------------
-
-
 def quadratic(f: Tensor, target: Tensor) -> dict[str, Tensor]:
     """G = E|f|² − 2 E f·T for f, T (B, D), with its monitors: {"loss": G, "monitor": G̃, "length": E|f|²}.
 
@@ -248,9 +245,6 @@ def warn_unless_white(interpolant: Interpolant, x0: Tensor, x1: Tensor) -> None:
                   "{:.3g}, {:.3g}, {:.3g} at t = 0, ½, 1. ".format(*moments) +
                   f"Gaussians with these moments travel {length:.3g} per dimension where {least:.3g} would do: "
                   "whiten the ends, or take another interpolant", stacklevel=3)
-
-
-# --- what follows from a field ----------------------------------------------------------------------------
 
 
 def score_from_velocity(path: Path | Interpolant, t: float | Tensor, x: Tensor, v: Tensor) -> Tensor:

@@ -136,7 +136,7 @@ def test_importing_costs_no_more_than_it_must(statement, absent):
     assert out.stdout.strip() == "[]"
 
 
-LONGEST_BODY, LONGEST_CELL = 57, 45
+LONGEST_BODY = LONGEST_CELL = 45
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -164,7 +164,7 @@ def test_no_code_cell_is_longer_than_a_screen(name: str):
 
 
 def test_the_library_is_thin():
-    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in FILES.values()) <= 5900
+    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in FILES.values()) <= 5800
 
 
 @pytest.mark.parametrize("name", LIBRARY)
