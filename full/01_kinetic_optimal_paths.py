@@ -55,8 +55,7 @@ def run(p: path.Path, seed: int, splits: list[torch.Tensor], log_det: float, opt
     net = build(size, generator=torch.Generator().manual_seed(seed), width=options.width).to(device)
 
     loss = common.flow_matching(p, train, options.batch)
-    model, history = fit(net, loss, options.steps, generator=g, lr=2e-3, ema=1 - 20 / options.steps,
-                         name=f"{p.name}, seed {seed}")
+    model, history = fit(net, loss, options.steps, generator=g, lr=2e-3, name=f"{p.name}, seed {seed}")
     noise = torch.randn(len(held_out), 64, generator=torch.Generator().manual_seed(1000 + seed)).to(device)
     quality = {}
     for steps in (2, 4, 6, 10, 16, 32, 64):

@@ -55,7 +55,7 @@ def run(coupling: str | None, seed: int, options: argparse.Namespace) -> dict:
 
     pairs = ends if coupling is None else transport.coupled(ends, coupling)
     model, history = fit(net, si.objective(si.linear(), pairs), options.steps, generator=g, lr=2e-3,
-                         ema=1 - 20 / options.steps, name=f"{coupling or 'independent'}, seed {seed}")
+                         name=f"{coupling or 'independent'}, seed {seed}")
     noise = torch.randn(len(held_out), 64, generator=torch.Generator().manual_seed(1000 + seed)).to(device)
     result = {"seed": seed, "path length": round(float(history["length"][-500:].mean()), 3)}
     with torch.no_grad():

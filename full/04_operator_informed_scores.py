@@ -67,7 +67,7 @@ def train(z: Tensor, seed: int, options: argparse.Namespace, *, base: OISM | Non
         net = fit(net, loss, steps // 20, generator=g, lr=1e-2, ema=None, name="imitate").model
         steps -= steps // 20
     loss = score_loss(z, BOX, taus, batch=options.batch)
-    return fit(net, loss, steps, generator=g, lr=5e-3, ema=max(0.0, 1 - 20 / steps), name=f"seed {seed}").model
+    return fit(net, loss, steps, generator=g, lr=5e-3, name=f"seed {seed}").model
 
 
 def of_network(net: nn.Module, z: Tensor) -> Tensor:

@@ -227,7 +227,7 @@ def bridge_pairs(x0: Tensor, x1: Tensor, sigma: float, times: Tensor, direction:
 
 
 def network(make: Callable[..., nn.Module] | None = None, *, steps: int = 2000, batch: int = 256, lr: float = 1e-3,
-            ema: float | None = 0.99, clip: float | None = None, warm: bool = True) -> Regress:
+            ema: float | None = 0.999, clip: float | None = None, warm: bool = True) -> Regress:
     """Fit a drift by `steps` steps of Adam on a network, made by make(dim, generator=…), default `MLP`.
 
     A new optimiser for every fit; the averaged network comes back, frozen, and starts the next fit of the

@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lib.base import check, ranks
 from lib.base.stage import CHECKPOINTS, progress
@@ -51,7 +51,7 @@ class State(NamedTuple):
 
     model: nn.Module
     optimiser: torch.optim.Optimizer
-    average: AveragedModel | None
+    average: list[Tensor]  # of the weights, or empty
     generator: torch.Generator
     history: dict[str, list[float]]
 
@@ -72,7 +72,8 @@ def fit(model: nn.Module, loss: Loss, steps: int, *, generator: torch.Generator,
     """Minimise `loss` over the parameters of `model` by `steps` steps of Adam.
 
     lr, schedule  step size, and its multiplier as a function of the fraction of steps done.
-    ema           decay of the exponential average of the weights that comes back; None returns the last.
+    ema           decay of the exponential average of the weights that comes back; None returns the last.  Step k of
+                  0, 1, … decays by min(ema, (k + 1)/(k + 10)): a short training averages its last tenth or so.
     clip          largest gradient norm; None does not clip.
     checkpoints   folder for checkpoints; by default the one the pipeline names, else none are written.
 
@@ -90,8 +91,10 @@ def fit(model: nn.Module, loss: Loss, steps: int, *, generator: torch.Generator,
     rank, world = ranks.here()
     if world > 1:
         generator = _apart(model, generator)
-    average = None if ema is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema))
-    state = State(model, torch.optim.Adam(model.parameters(), lr=lr), average, generator, {})
+    mean = model if ema is None else copy.deepcopy(model).requires_grad_(False)
+    average = [] if ema is None else list(mean.parameters())
+    weights = list(model.parameters())
+    state = State(model, torch.optim.Adam(weights, lr=lr, fused=True), average, generator, {})
     rates = [lr * schedule(step / steps) for step in range(steps)]
     file = _file(checkpoints, model, loss, generator, (name, rates, ema, clip, world))
     start, saved = _load(file, state), time.monotonic()
@@ -100,37 +103,39 @@ def fit(model: nn.Module, loss: Loss, steps: int, *, generator: torch.Generator,
         bar.update(start)
         for step in range(start, steps):
             terms = _terms(loss, model, generator)
-            if not bool(torch.isfinite(terms["loss"])):
-                raise FloatingPointError(f"{name}: loss is {terms['loss'].item()} at step {step} of {steps}; "
+            values = {key: float(value.detach()) for key, value in terms.items()}  # a GPU is waited for here alone
+            if not math.isfinite(values["loss"]):
+                raise FloatingPointError(f"{name}: loss is {values['loss']} at step {step} of {steps}; "
                                          f"the model was last called with {_describe(seen)}")
             due = file is not None and rank == 0 and time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS
-            due = _descend(state, terms, rates[step], clip, due)
+            due = _descend(state, terms["loss"], values, rates[step], clip, due)
+            if average:
+                get_ema_multi_avg_fn(min(ema, (step + 1) / (step + 10)))(average, weights, step)
             bar.update()
             if due:
                 _save(file, step + 1, state)
                 saved = time.monotonic()
     if file and start < steps:
         _save(file, steps, state)
-    model.eval()
-    result = model if average is None else average.module.eval().requires_grad_(False)
-    return Fit(result, {key: torch.tensor(values) for key, values in state.history.items()})
+    for mine, last in zip(mean.buffers(), model.eval().buffers(), strict=True):
+        mine.copy_(last)
+    return Fit(mean.eval(), {key: torch.tensor(values) for key, values in state.history.items()})
 
 
-def _descend(state: State, terms: dict[str, Tensor], rate: float, clip: float | None, due: bool) -> bool:
-    """One step of Adam down terms["loss"]; whether a checkpoint is due, for one rank or for any."""
+def _descend(state: State, loss: Tensor, values: dict[str, float], rate: float, clip: float | None,
+             due: bool) -> bool:
+    """One step of Adam, and of the history; whether a checkpoint is due, for one rank or for any."""
     for group in state.optimiser.param_groups:
         group["lr"] = rate
-    state.optimiser.zero_grad(set_to_none=True)
-    terms["loss"].backward()
+    state.optimiser.zero_grad()
+    loss.backward()
     if ranks.here()[1] > 1:
-        terms, due = _averaged(state.model, terms, due)
+        values, due = _averaged(state.model, values, due)
     if clip is not None:
         nn.utils.clip_grad_norm_(state.model.parameters(), clip)
     state.optimiser.step()
-    if state.average is not None:
-        state.average.update_parameters(state.model)
-    for key, value in terms.items():
-        state.history.setdefault(key, []).append(float(value.detach()))
+    for key, value in values.items():
+        state.history.setdefault(key, []).append(value)
     return due
 
 
@@ -197,16 +202,17 @@ def _apart(model: nn.Module, generator: torch.Generator) -> torch.Generator:
     return torch.Generator(generator.device).manual_seed(int(seeds[rank]))
 
 
-def _averaged(model: nn.Module, terms: dict[str, Tensor], due: bool) -> tuple[dict[str, Tensor], bool]:
-    """Average gradients and terms over ranks in one message; a checkpoint is due for all when it is for one."""
+def _averaged(model: nn.Module, values: dict[str, float], due: bool) -> tuple[dict[str, float], bool]:
+    """Average gradients and values over ranks in one message; a checkpoint is due for all when it is for one."""
     trained = [p for p in model.parameters() if p.requires_grad]
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-    scalars = [v.detach().to(grads[0]).reshape(1) for v in terms.values()] + [grads[0].new_tensor([float(due)])]
-    message = torch.cat([t.flatten() for t in (*grads, *scalars)])
-    *means, values = (ranks.total(message) / ranks.here()[1]).split([*(g.numel() for g in grads), len(scalars)])
+    scalars = grads[0].new_tensor([*values.values(), float(due)])
+    message = torch.cat([t.flatten() for t in (*grads, scalars)])
+    *means, scalars = (ranks.total(message) / ranks.here()[1]).split([*(g.numel() for g in grads), len(scalars)])
     for p, mean in zip(trained, means, strict=True):
         p.grad = mean.view_as(p).to(p)
-    return dict(zip(terms, values, strict=False)), bool(values[-1] > 0)
+    *shared, due = scalars.tolist()
+    return dict(zip(values, shared, strict=True)), due > 0
 
 
 def _save(file: Path, step: int, state: State) -> None:
@@ -215,8 +221,7 @@ def _save(file: Path, step: int, state: State) -> None:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     kept = {"step": step, "model": state.model.state_dict(), "optimiser": state.optimiser.state_dict(),
-            "average": None if state.average is None else state.average.state_dict(),
-            "generators": generators, "history": state.history}
+            "average": state.average, "generators": generators, "history": state.history}
     part = file.with_suffix(".part")
     torch.save(kept, part)
     os.replace(part, file)
@@ -231,8 +236,8 @@ def _load(file: Path | None, state: State) -> int:
         return 0
     state.model.load_state_dict(kept["model"])
     state.optimiser.load_state_dict(kept["optimiser"])
-    if state.average is not None:
-        state.average.load_state_dict(kept["average"])
+    for mine, saved in zip(state.average, kept["average"], strict=True):
+        mine.copy_(saved)
     state.generator.set_state(kept["generators"][rank])
     state.history.update(kept["history"])
     return kept["step"]

@@ -377,7 +377,7 @@ def test_generator_finds_every_mode():
     toy, g = toys.eight_gaussians(), rng()
     net = MLP(2, generator=g, width=64, depth=2)
     fitted = sd.train_generator(net, toy.sample(4000, g), latent=2, high=3.0, low=0.3, steps=500, lr=3e-3,
-                                batch=128, target_batch=512, generator=g, ema=0.98)
+                                batch=128, target_batch=512, generator=g)
     x = sd.generate(fitted.model, 2000, 2, g)
     report = mode_report(x, toy.centres.float(), toy.std)
     assert report.found == 8 and report.kl < 0.1 and report.high_quality > 0.6
@@ -389,7 +389,7 @@ def test_class_conditional_generator_sends_each_class_to_its_own_place():
     label = torch.arange(600) % 3
     target = 4.0 * label[:, None] + 0.3 * torch.randn(600, 2, generator=g)
     net = MLP(2, generator=g, width=32, depth=2, classes=3)
-    model = sd.train_generator(net, target, label=label, latent=2, high=3.0, low=0.5, steps=300, lr=5e-3, ema=None,
+    model = sd.train_generator(net, target, label=label, latent=2, high=3.0, low=0.5, steps=300, lr=5e-3,
                                batch=96, target_batch=192, generator=g).model
     for c in range(3):
         x = sd.generate(model, 500, 2, g, torch.full((500,), c)).detach()
@@ -445,7 +445,7 @@ def test_denoiser_learns_the_posterior_mean():
     g = rng()
     cloud = torch.tensor([[-1.0], [1.0]])
     net = sd.Denoiser(MLP(1, generator=g, width=64, depth=2))
-    net = sd.fit(net, sd.denoiser_loss(cloud, high=3.0, low=0.3, batch=512), 600, lr=5e-3, ema=0.98, generator=g).model
+    net = sd.fit(net, sd.denoiser_loss(cloud, high=3.0, low=0.3, batch=512), 600, lr=5e-3, generator=g).model
     y = torch.linspace(-2, 2, 41)[:, None]
     for sigma in (0.5, 1.0, 2.0):
         assert float((net(y, sigma) - torch.tanh(y / sigma**2)).square().mean().sqrt()) < 0.08

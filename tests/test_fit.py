@@ -155,8 +155,10 @@ def test_the_average_and_the_schedule(generator):
         def __init__(self):
             super().__init__()
             self.w = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+            self.register_buffer("calls", torch.tensor(0))
 
         def forward(self):
+            self.calls += 1
             return self.w
 
     def descend(steps, **settings):
@@ -165,13 +167,16 @@ def test_the_average_and_the_schedule(generator):
         return found, model.w.item()
 
     weights = [0.1 * n for n in range(1, 6)]
-    found, last = descend(5, schedule=constant, ema=0.8)
-    average = weights[0]
-    for w in weights[1:]:
-        average = 0.8 * average + 0.2 * w
+    found, last = descend(5, schedule=constant, ema=0.25)  # decays 1/10, 2/11, and from the third step 1/4
+    average = 0.0
+    for decay, w in zip((1 / 10, 2 / 11, 1 / 4, 1 / 4, 1 / 4), weights, strict=True):
+        average = decay * average + (1 - decay) * w
     assert last == pytest.approx(0.5, rel=1e-6) and found.model.w.item() == pytest.approx(average, rel=1e-6)
-    assert not found.model.w.requires_grad and not found.model.training
+    assert not found.model.w.requires_grad and not found.model.training and found.model.calls == 5
     assert found.history["loss"].tolist() == pytest.approx([-0.1 * n for n in range(5)], abs=1e-6)
+
+    found, last = descend(30, schedule=constant)  # step k has C(k + 9, 8) of C(39, 9) shares: on a ramp 9/10 of its end
+    assert found.model.w.item() == pytest.approx(0.9 * last, rel=1e-6)
 
     found, last = descend(4, ema=None)
     assert found.model.w.item() == last == pytest.approx(0.1 * sum(cosine(k / 4) for k in range(4)), rel=1e-6)

@@ -673,10 +673,10 @@ def test_training_improves_on_the_base_it_starts_from(generator):
 
     make = lambda base=None: ScoreNet(nets.MLP(1, generator=rng(1), width=32, depth=2).double(), 0.05, 2.0, base)
     imitation, _ = fit.fit(make(), markov.score_loss(cloud, OU, taus, imitate=base.score), 300,
-                           generator=generator, ema=None, lr=1e-2)
+                           generator=generator, lr=1e-2)
     assert error(imitation) < 1.5 * error(base.score)
     residual, _ = fit.fit(make(base.score), markov.score_loss(cloud, OU, taus), 600,
-                          generator=generator, ema=0.99, lr=1e-2)
+                          generator=generator, lr=1e-2)
     assert error(residual) < 0.5 * error(base.score)
 
 
