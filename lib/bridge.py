@@ -23,12 +23,10 @@ not pile up; in DSB it enters once, at the start, and is slowly forgotten.
 House → DSB's paper: t = 0 is the prior and t = 1 the data, so its forward drift is our u_b; σ² = 2T, and our
 drifts are T times theirs.  Every drift sees the time of the state it is given, whichever way we simulate.
 """
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +73,7 @@ class Bridge:
     times: Tensor  # (N + 1,) from 0 to 1, the steps of the simulation
     history: tuple[Iteration, ...] = ()
 
-    def after(self, iteration: int) -> Bridge:
+    def after(self, iteration: int) -> Self:
         """The bridge as it was after `iteration` iterations, counted from 1."""
         check.choice("iteration", iteration, tuple(range(1, len(self.history) + 1)))
         last = self.history[iteration - 1]

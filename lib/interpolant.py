@@ -53,15 +53,10 @@ class Interpolant:
         if not isinstance(self.ends, Path):
             check.refuse("ends", type(self.ends).__name__, "a Path, as in Interpolant(Path(a, m), latent)")
 
-    @property
-    def name(self) -> str:
-        """That of the ends."""
-        return self.ends.name
-
     def gamma(self, t: float | Tensor) -> Tensor:
         """γ(t) > 0, shape as t; `ValueError` without a latent and at the ends, where γ = 0."""
         if self.latent is None:
-            check.refuse("interpolant", f"{self.name} without latent", "one with γ: this is about its z")
+            check.refuse("interpolant", f"{self.ends.name} without latent", "one with γ: this is about its z")
         gamma = self.latent(as_time(t)).sqrt()
         if not check.opaque(gamma) and not bool((gamma > 0).all()):
             check.refuse("t", "a time with γ(t) = 0", "times with γ(t) > 0, inside (0, 1)")
@@ -90,7 +85,8 @@ class Interpolant:
         """The `Path` of the same ρ_t and b where x_0 ~ N(0, I) apart from x_1: m x_0 + γ z is one noise, √(m² + γ²)."""
         if self.latent is None:
             return self.ends
-        return Path(self.ends.a, lambda t: (self.ends.m(t).square() + self.latent(t)).sqrt(), f"one-sided {self.name}")
+        noise = lambda t: (self.ends.m(t).square() + self.latent(t)).sqrt()
+        return Path(self.ends.a, noise, f"one-sided {self.ends.name}")
 
     def _latent(self, z: Tensor | None, like: Tensor) -> bool:
         if (z is None) != (self.latent is None):
@@ -241,7 +237,7 @@ def warn_unless_white(interpolant: Interpolant, x0: Tensor, x1: Tensor) -> None:
     x0, x1 = (x.double() - x.double().mean(0) for x in (x0, x1))
     v0, v1, c = x0.square().mean(0), x1.square().mean(0), (x0 * x1).mean(0)
     length, least = gaussian_length(interpolant, v0, v1, c) / len(v0), (v0.sqrt() - v1.sqrt()).square().mean()
-    warnings.warn(f"{interpolant.name} keeps unit variance only between whitened, uncorrelated ends; here E|x|²/D is "
+    warnings.warn(f"{path.name} keeps unit variance only between whitened, uncorrelated ends; here E|x|²/D is "
                   "{:.3g}, {:.3g}, {:.3g} at t = 0, ½, 1. ".format(*moments) +
                   f"Gaussians with these moments travel {length:.3g} per dimension where {least:.3g} would do: "
                   "whiten the ends, or take another interpolant", stacklevel=3)

@@ -13,8 +13,6 @@ Shrinkage c mixes the data with π, M_q → (1 − c)M_q for q ≠ 0: a ridge c/
 Source: Shen, Wang, Riabiz & Oates, Operator-informed score matching for Markov diffusion models (arXiv 2406.09084);
 the formulas were derived for this library and are tested against quadrature.
 """
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Iterator
@@ -53,7 +51,7 @@ class OISM:
     high: Tensor
     shrinkage: float
     tails: float
-    held_out: OISM | None = None
+    held_out: "OISM | None" = None
     levels: Callable[[float], tuple[Tensor, ...]] = field(init=False, repr=False)  # `_level`, with a memory
 
     def __post_init__(self) -> None:
