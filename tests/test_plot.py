@@ -116,3 +116,26 @@ def test_density_scatter_and_arrows_share_one_frame(ax):
     assert np.allclose(ax.collections[1].U, ax.collections[1].XY[:, 1])
     assert ax.get_title() == "points" and ax.get_xlim() == ax.get_ylim() == (-2, 2)
     assert ax.get_aspect() == 1 and not len(ax.get_xticks()) and not ax.spines["left"].get_visible()
+
+
+def test_a_film_has_its_frames_and_holds_the_last(shown, tmp_path, monkeypatch):
+    monkeypatch.setenv(plot.OUT, str(tmp_path))
+    for name in ("one", "two"):
+        fig, ax = plt.subplots(figsize=(1, 1))
+        bar, = ax.bar([0], [0])
+        ax.set_ylim(0, 3)
+        plot.film(fig, bar.set_height, range(1, 4), name, ALT, wait=40)
+    one, two = ((tmp_path / "figures" / f"{name}.webp").read_bytes() for name in ("one", "two"))
+    assert one == two and not plt.get_fignums()
+    film = Image.open(io.BytesIO(one))
+    assert (film.n_frames, film.size, film.info["loop"]) == (3, (100, 100), 0)
+    blue, waits = [], []
+    for k in range(3):
+        film.seek(k)
+        film.load()
+        frame = np.asarray(film.convert("RGB")).astype(int)
+        blue.append(int((frame[..., 2] - frame[..., 0] > 60).sum()))
+        waits.append(film.info["duration"])
+    assert 0 < blue[0] < blue[1] < blue[2] and waits == [40, 40, 1000]
+    (bundle,), _ = shown[0]
+    assert f'<img alt="{ALT}" src="data:image/webp;base64,' in bundle["text/html"] and bundle["text/plain"] == ALT

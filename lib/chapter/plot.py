@@ -5,12 +5,13 @@ figure: it embeds the PNG, sharp on screens of twice the density, with its alter
 caption, and inside the pipeline writes it to the chapter's `figures/`.  Colours are Okabe and Ito's, told
 apart by readers with any colour vision.
 """
+import base64
 import html
 import io
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,38 @@ def show(fig: Figure, name: str, alt: str) -> None:
     image = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)  # a third of the bytes
     image.save(buffer := io.BytesIO(), format="png", optimize=True)
     size = {"width": image.width // DENSER, "height": image.height // DENSER}
-    if os.environ.get(OUT):
-        file = Path(os.environ[OUT]) / "figures" / f"{name}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(buffer.getvalue())
+    _keep(f"{name}.png", buffer.getvalue())
     display({"image/png": buffer.getvalue(), "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt, **size}})
     display({"text/html": f"<p><em>{html.escape(alt)}</em></p>", "text/plain": alt}, raw=True)
+
+
+def film(fig: Figure, draw: Callable[[int], Any], frames: Iterable[int], name: str, alt: str, *,
+         wait: int = 80) -> None:
+    """Show the frames that draw(k) makes of `fig`, and keep them as figures/`name`.webp, the same bytes every time.
+
+    A frame stands for `wait` milliseconds, the last one 25 times as long.
+    """
+    pictures = []
+    for k in frames:
+        draw(k)
+        fig.savefig(still := io.BytesIO(), format="png", dpi=DPI)
+        pictures.append(Image.open(still).convert("RGB"))
+    plt.close(fig)
+    times = [wait] * (len(pictures) - 1) + [25 * wait]
+    pictures[0].save(buffer := io.BytesIO(), "webp", save_all=True, append_images=pictures[1:], duration=times, loop=0,
+                     quality=60, method=4)
+    _keep(f"{name}.webp", buffer.getvalue())
+    source = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    said = html.escape(alt)
+    display({"text/html": f'<img alt="{said}" src="{source}"><p><em>{said}</em></p>', "text/plain": alt}, raw=True)
+
+
+def _keep(file: str, content: bytes) -> None:
+    """Inside the pipeline, among the chapter's figures."""
+    if os.environ.get(OUT):
+        folder = Path(os.environ[OUT]) / "figures"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes(content)
 
 
 def grid(lower: float, upper: float, n: int, dtype: torch.dtype = torch.float32) -> Tensor:
