@@ -33,10 +33,9 @@ def publish() -> None:
     notebooks = {name: read(files.RESULTS / name / f"{name}.ipynb") for name in names}
     for name, text in executed.items():
         replace(files.ROOT / "notebooks" / f"{name}.ipynb", text)
-        picture = files.RESULTS / name / "figures" / "gallery.png"
-        if picture.exists():
+        for picture in (files.RESULTS / name / "figures").glob("gallery.*"):  # still, and moving
             gallery.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(picture, gallery / f"{name}.png")
+            shutil.copyfile(picture, gallery / f"{name}{picture.suffix}")
     replace(files.ROOT / "docs" / "published.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     replace(files.ROOT / "docs" / "ledger.md", page(rows, notebooks))
     replace(readme, f"{head}{MARKS[0]}\n{summary(rows, notebooks)}\n{MARKS[1]}{rest[0]}")

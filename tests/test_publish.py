@@ -33,6 +33,7 @@ def test_publishing_copies_what_the_pipeline_made(repository: Path):
         results = repository / "results" / name
         assert (repository / "notebooks" / f"{name}.ipynb").read_bytes() == (results / f"{name}.ipynb").read_bytes()
         assert (repository / "docs" / "gallery" / f"{name}.png").read_bytes() == b"a picture"
+        assert (repository / "docs" / "gallery" / f"{name}.webp").read_bytes() == b"a film"
     published = json.loads((repository / "docs" / "published.json").read_text())
     assert published["chapters"]["01_b"] == {"metrics": {"loss": 1.5}, "tolerances": {"loss": 0.1}, "claims": {
         "B-1": {"value": 1.0, "spread": None, "seeds": 1, "verdict": "holds", "rule": "≤ 2"},

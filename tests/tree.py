@@ -59,6 +59,7 @@ def chapter(root: Path, name: str, *cells: nbformat.NotebookNode) -> Path:
     results = root / "results" / name
     (results / "figures").mkdir(parents=True)
     (results / "figures" / "gallery.png").write_bytes(b"a picture")
+    (results / "figures" / "gallery.webp").write_bytes(b"a film")
     made = copies.stripped(copies.read(source))
     for count, cell in enumerate((cell for cell in made.cells if cell.cell_type == "code"), 1):
         cell.outputs = [new_output("stream", name="stdout", text="made by the pipeline")]
