@@ -11,7 +11,7 @@ export TORCH_INDEX
 export PYTHONPATH := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data repro compare test check fresh full publish lab student grade bench lint
+.PHONY: help setup data repro compare test check fresh full publish book lab student grade bench lint
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ full: data  ## the long runs: times, and what is missing; RUN=judge makes one (O
 bench: setup  ## side-by-side timings against peers
 	@$(MODULE) pip --disable-pip-version-check install -qq -r benchmarks/requirements.txt
 	@for script in $(filter-out %/common.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
+
+book: setup  ## the site, into results/book/, from the executed notebooks; offline
+	@$(RUN) pipeline book
 
 lab: setup  ## read and run the notebooks (OPTIONS=--no-browser and the like are passed to JupyterLab)
 	@$(MODULE) pipeline lab $(OPTIONS)

@@ -10,6 +10,7 @@
     lab [OPTION ...]    JupyterLab with Chapter 0 open
     student [FOLDER]    an edition of the notebooks without solutions and outputs, into student/
     grade FOLDER        a table of the exercises in a folder of students' notebooks, as CSV
+    book                the site, into results/book/
     publish             executed notebooks, gallery, metrics and ledger into the tree (maintainers)
     new NAME            the skeleton of a chapter, as 06_my_method: notebook, parameters, claim, method file, test
     architecture        docs/architecture.svg, the floors of the library drawn from what imports what
@@ -36,6 +37,7 @@ COMMANDS = {
     "lab": ("lab", "lab", 99, 0),
     "student": ("student", "write", 1, 0),
     "grade": ("grade", "grade", 1, 1),
+    "book": ("book", "book", 0, 0),
     "publish": ("publish", "publish", 0, 0),
     "architecture": ("architecture", "draw", 0, 0),
     "new": ("new", "new", 1, 1),

@@ -47,6 +47,20 @@ def outside_the_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.fixture(scope="session")
+def visitor() -> Iterator[object]:
+    """A headless Chromium; what needs one is skipped where none is found."""
+    from browser import CHROMIUM
+    from playwright.sync_api import sync_playwright
+
+    if not CHROMIUM:
+        pytest.skip("no Chromium on the path: `apt-get install chromium`, and the pages are tried in it")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
 # --- a tree of the pipeline's -----------------------------------------------------------------------------
 
 

@@ -1,0 +1,262 @@
+// Draw your own data: a data set by hand, its exact density, score and velocity, and particles that fall along them.
+
+import { CLOUDS, generator, normal, word } from "./clouds.js";
+import { Flow, times } from "./flow.js";
+import { address, choice, clock, dress, make, slider, still, theme } from "./page.js";
+import { field, PATHS, weights } from "./softmax.js";
+import { View } from "./view.js";
+
+const STEPS = 150, SECONDS = 7, PAUSE = 2, PARTICLES = 400, MOST = 500, AT = times(STEPS), PATH = PATHS.straight;
+const ARROWS = { none: "no arrows", score: "score", velocity: "velocity" }, STANDS = { score: 1, velocity: 3 };
+const TOLD = "The points are a data set. Noise, in orange, falls onto them along the exact velocity field of the "
+  + "noised data; blue shows their density. Move over the picture to see which points own a place. Keys: arrows move "
+  + "the lens, Enter adds a point under it, Delete takes the nearest away.";
+
+/** Points as text for the address, four letters each, and back. */
+export const encode = (points) => [...points].map((value) =>
+  Math.round((Math.max(-4, Math.min(4, value)) + 4) / 8 * 1295).toString(36).padStart(2, "0")).join("");
+export const decode = (text) => Float64Array.from(text.match(/../g) ?? [], (pair) => parseInt(pair, 36) / 1295 * 8 - 4)
+  .filter(Number.isFinite);
+
+class Figure {
+  constructor(root) {
+    dress();
+    this.root = root;
+    this.build();
+    this.view = new View(this.canvas);
+    this.out = new Float64Array(9);
+    this.lens = null;
+    this.restore();
+    theme((name) => {
+      root.dataset.theme = name;
+      this.view.show(name);
+      this.wake?.();
+    });
+    this.wake = clock(root, (seconds) => this.frame(seconds));
+    new ResizeObserver(() => {
+      this.view.fit();
+      this.wake();
+    }).observe(this.canvas);
+    this.listen();
+    this.wake();
+  }
+
+  build() {
+    this.canvas = make("canvas", { tabIndex: 0, role: "application", ariaLabel: `Draw your own data. ${TOLD}` });
+    this.said = make("p", { className: "live-said", ariaLive: "polite" });
+    this.play = make("button", { type: "button", className: "live-play", on: { click: () => this.toggle() } });
+    this.time = slider("time t from noise to data", { min: 0, max: STEPS, step: 1, value: 0 }, (k) => {
+      const { a, m } = PATH(AT[k]);
+      return `t = ${AT[k].toFixed(2)},  σ = ${a ? (m / a).toPrecision(2) : "∞"}`;
+    }, (k) => this.seek(k));
+    this.cloud = choice("data set", { moons: "moons", spirals: "spirals", rings: "rings", word: "a word", none: "empty" },
+      "moons", (name) => this.choose(name));
+    this.text = make("input", { type: "text", maxLength: 12, value: "hello", ariaLabel: "the word", hidden: true,
+      on: { input: () => this.choose("word") } });
+    this.kind = choice("arrows", ARROWS, "none", (name) => {
+      this.arrows = name;
+      this.keep();
+    });
+    this.draw = make("button", { type: "button", className: "live-draw", textContent: "draw",
+      on: { click: () => this.drawing(this.draw.ariaPressed !== "true") } });
+    const row = (...parts) => make("div", { className: "live-row" }, ...parts);
+    this.root.replaceChildren(make("div", { className: "live-stage" }, this.canvas, this.said),
+      row(this.play, this.time), row(this.cloud, this.text, this.draw, this.kind));
+  }
+
+  /** What the address says, or moons in motion. */
+  restore() {
+    const { data = "moons", t, arrows = "none", word: text, points } = address.read();
+    this.arrows = arrows in ARROWS ? arrows : "none";
+    this.kind.press(this.arrows);
+    if (text) this.text.value = text;
+    this.index = t === undefined ? 0 : AT.findLastIndex((at) => at <= +t + 1e-9);
+    this.playing = t === undefined && !still.matches;
+    if (t === undefined && still.matches) this.index = Math.round(0.8 * STEPS);
+    this.index = Math.max(0, this.index);
+    this.drawing(matchMedia("(hover: hover)").matches);
+    this.data(points ? decode(points) : this.named(data), points ? "" : data);
+  }
+
+  named(name) {
+    if (name === "word") return word(this.text.value || " ");
+    return CLOUDS[name]?.() ?? new Float64Array(0);
+  }
+
+  choose(name) {
+    if (name === "none") this.drawing(true);
+    this.data(this.named(name), name);
+    this.index = 0;
+    this.playing = !still.matches;
+    if (still.matches) this.index = STEPS;
+    this.keep();
+  }
+
+  /** Take on a data set; the particles start again from the same noise. */
+  data(points, name) {
+    this.points = points;
+    this.name = name;
+    this.cloud.press(name);
+    this.text.hidden = name !== "word";
+    this.shares = new Float64Array(points.length / 2);
+    this.noise ??= normal(2 * PARTICLES, generator(5));
+    this.flow = new Flow(this.noise, points, PATH, AT);
+    this.wake?.();
+  }
+
+  keep() {
+    const drawn = this.name ? { data: this.name } : { points: encode(this.points) };
+    if (this.name === "word") drawn.word = this.text.value;
+    address.write({ ...drawn, arrows: this.arrows, ...(this.playing ? {} : { t: AT[this.index].toFixed(3) }) });
+    this.wake();
+  }
+
+  toggle() {
+    this.playing = !this.playing;
+    if (this.playing && this.index === STEPS) this.index = 0;
+    this.keep();
+  }
+
+  seek(k) {
+    this.index = k;
+    this.playing = false;
+    this.keep();
+  }
+
+  drawing(on) {
+    this.draw.ariaPressed = String(on);
+    this.canvas.style.touchAction = on ? "none" : "pan-y";
+  }
+
+  // --- hands -------------------------------------------------------------------------------------------------
+
+  listen() {
+    const { canvas } = this, place = (event) => this.view.toPlane(event.offsetX, event.offsetY);
+    canvas.addEventListener("pointerdown", (event) => {
+      if (this.draw.ariaPressed === "true") this.grasp(event, place(event));
+      this.look(place(event));
+    });
+    canvas.addEventListener("pointermove", (event) => {
+      if (this.held !== undefined) this.trace(place(event));
+      this.look(place(event));
+    });
+    for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => this.release());
+    canvas.addEventListener("pointerleave", () => this.look(null));
+    canvas.addEventListener("keydown", (event) => this.key(event));
+  }
+
+  look(place) {
+    this.lens = place;
+    this.wake();
+  }
+
+  /** A point under the finger is moved, else points are drawn. */
+  grasp(event, [x, y]) {
+    this.canvas.setPointerCapture(event.pointerId);
+    const k = this.nearest(this.points, x, y, 8);
+    this.held = k;
+    if (k < 0) this.add(x, y);
+  }
+
+  trace([x, y]) {
+    if (this.held >= 0) {
+      const points = this.points.slice();
+      points.set([x, y], this.held);
+      this.data(points, "");
+    } else if (Math.hypot(x - this.points.at(-2), y - this.points.at(-1)) > 0.07) {
+      this.add(x, y);
+    }
+  }
+
+  release() {
+    if (this.held === undefined) return;
+    this.held = undefined;
+    this.keep();
+  }
+
+  add(x, y) {
+    if (this.points.length < 2 * MOST) this.data(Float64Array.of(...this.points, x, y), "");
+  }
+
+  /** Where the pair stands that is nearest to (x, y) and within so many pixels, or −1. */
+  nearest(pairs, x, y, pixels) {
+    let best = -1, least = (pixels / this.view.unit) ** 2;
+    for (let k = 0; k < pairs.length; k += 2) {
+      const square = (pairs[k] - x) ** 2 + (pairs[k + 1] - y) ** 2;
+      if (square < least) [best, least] = [k, square];
+    }
+    return best;
+  }
+
+  key(event) {
+    const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
+    const [x, y] = this.lens ?? [0, 0];
+    if (event.key in moves) {
+      this.look(moves[event.key].map((step, k) => [x, y][k] + 0.1 * step));
+    } else if (event.key === "Enter") {
+      this.add(x, y);
+      this.keep();
+    } else if (event.key === "Delete" || event.key === "Backspace") {
+      const k = this.nearest(this.points, x, y, 1e4);
+      if (k >= 0) this.data(this.points.filter((_, i) => i !== k && i !== k + 1), "");
+      this.keep();
+    } else {
+      return;
+    }
+    event.preventDefault();
+  }
+
+  // --- pictures ----------------------------------------------------------------------------------------------
+
+  /** One picture; whether another will be needed. */
+  frame(seconds) {
+    const some = this.points.length > 0;
+    if (this.playing && some) this.run(seconds);
+    const goal = Math.floor(this.index), reached = some ? this.flow.reach(goal) : 0;
+    this.paint(PATH(AT[goal]), reached);
+    this.time.show(goal);
+    this.play.textContent = this.playing ? "❚❚" : "▶";
+    this.play.ariaLabel = this.playing ? "pause" : "play";
+    return some && (this.playing || reached < goal);
+  }
+
+  run(seconds) {
+    this.clockwork = (this.clockwork ?? 0) + seconds;
+    if (this.index < STEPS) {
+      this.index = Math.min(STEPS, this.index + seconds / SECONDS * STEPS, this.flow.states.length);
+      this.clockwork = 0;
+    } else if (this.clockwork > PAUSE) {
+      this.noise = normal(2 * PARTICLES, generator(Math.floor(performance.now())));
+      this.data(this.points, this.name);
+      this.index = 0;
+    }
+  }
+
+  paint(path, reached) {
+    const { view, points } = this;
+    view.clear();
+    if (points.length) {
+      view.density(points, path);
+      if (this.arrows !== "none") view.arrows(points, path, STANDS[this.arrows]);
+      view.points(points);
+      view.particles(this.flow.states, reached, 16);
+    }
+    this.said.textContent = points.length ? this.microscope(path, reached) : "Draw here: click or drag.";
+  }
+
+  /** Which points own the place under the lens, or the particle beside it. */
+  microscope(path, reached) {
+    if (!this.lens) return "";
+    const particles = this.flow.states[reached], near = this.nearest(particles, ...this.lens, 14);
+    const [x, y] = near < 0 ? this.lens : particles.subarray(near, near + 2);
+    field(x, y, this.points, path, this.out);
+    const own = path.a ? weights(x / path.a, y / path.a, this.points, path.m / path.a, this.shares)
+      : this.shares.fill(2 / this.points.length).length;
+    this.view.lens(x, y, this.points, this.shares, [this.out[6], this.out[7]]);
+    const top = this.shares.reduce((most, share) => Math.max(most, share), 0);
+    return `${near < 0 ? "This place" : "This particle"} belongs to ${own.toFixed(1)} of ${this.shares.length} points, `
+      + `the heaviest with ${(100 * top).toFixed(0)} %.  log p = ${this.out[0].toFixed(2)} nats.`;
+  }
+}
+
+for (const root of document.querySelectorAll('.live[data-figure="0"]')) root.figure = new Figure(root);

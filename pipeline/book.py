@@ -1,0 +1,117 @@
+"""The site: results/book/, from the executed notebooks and the guides in docs/.
+
+    python -m pipeline book        needs no network; nothing on its pages asks for any
+
+What Sphinx reads is laid out in results/.book/, as the repository is: the notebooks of results/, or the published ones
+where there are none, with solutions and long plots folded by tags and not a word changed.
+"""
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import nbformat
+
+from pipeline import files, ledger
+from pipeline.copies import dumps, read, tagged
+from pipeline.files import Refused, replace, sha256
+from pipeline.parameters import chapters
+
+MATHJAX = "9b5ae004241a76ab"  # how the SHA-256 of tex-chtml.js begins, of the version that requirements.txt pins
+LONG = 12  # lines of code above a figure that are folded
+
+
+def book() -> None:
+    """Lay the sources out, and let Sphinx make the pages, with every warning an error."""
+    made = files.RESULTS / "book"
+    source = lay_out(files.RESULTS / ".book")
+    command = [sys.executable, "-m", "sphinx", "-n", "-W", "--keep-going", "-q", "-j", "2", "-b", "html",
+               "-d", str(source.parent / "doctrees"), str(source), str(made)]
+    if subprocess.call(command, cwd=files.ROOT):
+        raise Refused("the book was not made; what Sphinx says is above")
+    print(f"open {made / 'index.html'}")
+
+
+def lay_out(folder: Path) -> Path:
+    """What Sphinx reads, in `folder`/source: only what has changed is written."""
+    source, docs, names = folder / "source", files.ROOT / "docs", chapters()
+    notebooks = {name: executed(name) for name in names}
+    for name, notebook in notebooks.items():
+        replace(source / "notebooks" / f"{name}.ipynb", dumps(folded(notebook)))
+    copy(docs / "book", source)
+    copy(docs / "gallery", source / "docs" / "gallery")
+    copy(docs / "live", source / "extra" / "live")
+    for guide in [*docs.glob("*.md"), *docs.glob("*.svg")]:
+        replace(source / "docs" / guide.name, guide.read_text(encoding="utf-8"))
+    for name in ("CONTRIBUTING.md", "claims.yaml"):
+        replace(source / name, (files.ROOT / name).read_text(encoding="utf-8"))
+    replace(source / "docs" / "ledger.md", rows(notebooks))
+    index = (docs / "book" / "index.md").read_text(encoding="utf-8")
+    cards = "\n".join(card(name, notebook) for name, notebook in notebooks.items())
+    replace(source / "index.md", index.replace("<!-- chapters -->", cards))
+    mathjax(source / "_static" / "mathjax")
+    return source
+
+
+def copy(source: Path, to: Path) -> None:
+    """A folder, over what may be there."""
+    shutil.copytree(source, to, dirs_exist_ok=True, ignore=shutil.ignore_patterns("index.md", "__pycache__"))
+
+
+def executed(name: str) -> nbformat.NotebookNode:
+    """A chapter as it was run here, or as it is published."""
+    here = files.RESULTS / name / f"{name}.ipynb"
+    return read(here if here.exists() else files.ROOT / "notebooks" / f"{name}.ipynb")
+
+
+def folded(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The notebook with tags that fold its solutions, the checks of its exercises, and long code above a figure."""
+    for cell in notebook.cells:
+        shows = any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
+        if tagged(cell, "solution"):
+            tag = "hide-cell"
+        elif tagged(cell, "exercise-check") or (shows and len(cell.source.splitlines()) > LONG):
+            tag = "hide-input"
+        else:
+            continue
+        cell.metadata["tags"] = [*cell.metadata.get("tags", []), tag]
+    return notebook
+
+
+def rows(notebooks: dict[str, nbformat.NotebookNode]) -> str:
+    """The ledger of the results here, or the published one; its links lead to cells of this site."""
+    from lib.chapter.claims import Row
+
+    here = [Row(**row) for name in notebooks for row in ledger.claims(name)]
+    complete = all((files.RESULTS / name / "claims.json").exists() for name in notebooks)
+    text = (ledger.page(here, notebooks) if complete
+            else (files.ROOT / "docs" / "ledger.md").read_text(encoding="utf-8"))
+    return re.sub(r"\(\.\./notebooks/(\w+)\.ipynb#cell-id=([\w-]+)\)", r"(cell:\1#\2)", text)
+
+
+def card(name: str, notebook: nbformat.NotebookNode) -> str:
+    """A chapter on the first page: its picture, its claim, how long it takes and for whom; README has the caption."""
+    head = notebook.cells[0].source
+    title, claim = re.search(r"^# (.*)\n+\*\*(.*)\*\*$", head, re.MULTILINE).groups()
+    about = dict(re.findall(r"^\| (Level|Time) \| (.*?) \|$", head, re.MULTILINE))
+    readme = (files.ROOT / "README.md").read_text(encoding="utf-8")
+    alt = re.search(rf"!\[(.*?)\]\(docs/gallery/{name}\.png\)", readme)
+    picture = f"[![{alt[1] if alt else title}](docs/gallery/{name}.png)](notebooks/{name}.ipynb)"
+    return (f"::::{{container}} chapter\n{picture}\n\n**[{int(name[:2])} · {title}](notebooks/{name}.ipynb)**\n\n"
+            f"{claim}\n\n:::{{container}} small\n{about.get('Time', '')} · {about.get('Level', '')}\n:::\n::::\n")
+
+
+def mathjax(folder: Path) -> None:
+    """MathJax and its fonts out of the package that carries them, with its licence."""
+    package = find_spec("mathjax")
+    home = Path(package.submodule_search_locations[0]) / "static" / "mathjax" if package else None
+    if not home or not sha256(home / "es5" / "tex-chtml.js").startswith(MATHJAX):
+        raise Refused("MathJax: not the package that requirements.txt pins; `make setup` installs it")
+    shutil.copytree(home / "es5" / "output" / "chtml" / "fonts", folder / "output" / "chtml" / "fonts",
+                    dirs_exist_ok=True)
+    for file in (home / "es5" / "tex-chtml.js", home / "LICENSE"):
+        shutil.copy2(file, folder)
