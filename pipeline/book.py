@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
+import sysconfig
 from pathlib import Path
 
 import nbformat
@@ -99,7 +99,7 @@ def card(name: str, notebook: nbformat.NotebookNode) -> str:
     title, claim = re.search(r"^# (.*)\n+\*\*(.*)\*\*$", head, re.MULTILINE).groups()
     about = dict(re.findall(r"^\| (Level|Time) \| (.*?) \|$", head, re.MULTILINE))
     readme = (files.ROOT / "README.md").read_text(encoding="utf-8")
-    alt = re.search(rf"!\[(.*?)\]\(docs/gallery/{name}\.png\)", readme)
+    alt = re.search(rf"!\[([^\]]*)\]\(docs/gallery/{name}\.png\)", readme)
     picture = f"[![{alt[1] if alt else title}](docs/gallery/{name}.png)](notebooks/{name}.ipynb)"
     return (f"::::{{container}} chapter\n{picture}\n\n**[{int(name[:2])} · {title}](notebooks/{name}.ipynb)**\n\n"
             f"{claim}\n\n:::{{container}} small\n{about.get('Time', '')} · {about.get('Level', '')}\n:::\n::::\n")
@@ -107,11 +107,11 @@ def card(name: str, notebook: nbformat.NotebookNode) -> str:
 
 def mathjax(folder: Path) -> None:
     """MathJax and its fonts out of the package that carries them, with its licence."""
-    package = find_spec("mathjax")
-    home = Path(package.submodule_search_locations[0]) / "static" / "mathjax" if package else None
-    if not home or not sha256(home / "es5" / "tex-chtml.js").startswith(MATHJAX):
+    home = Path(sysconfig.get_path("purelib")) / "mathjax" / "static" / "mathjax"
+    script = home / "es5" / "tex-chtml.js"
+    if not script.exists() or not sha256(script).startswith(MATHJAX):
         raise Refused("MathJax: not the package that requirements.txt pins; `make setup` installs it")
     shutil.copytree(home / "es5" / "output" / "chtml" / "fonts", folder / "output" / "chtml" / "fonts",
                     dirs_exist_ok=True)
-    for file in (home / "es5" / "tex-chtml.js", home / "LICENSE"):
+    for file in (script, home / "LICENSE"):
         shutil.copy2(file, folder)

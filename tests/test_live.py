@@ -173,10 +173,10 @@ def test_what_the_lens_says_is_what_the_library_says(float64: None, address: str
         box = tab.locator("canvas").bounding_box()
         tab.mouse.move(box["x"] + 5, box["y"] + 5)  # a corner, where no particle is
         told = said(tab)
-        x, points, t = tab.evaluate("(() => { const f = document.querySelector('.live').figure;"
-                                    "return [f.lens, [...f.points], +/t = ([0-9.]+)/.exec(f.time.textContent)[1]]; })()")
-        t = tab.evaluate("(async () => { const { times } = await import('./flow.js');"
-                         "return times(150)[document.querySelector('.live').figure.index]; })()")
+        x, points, t = tab.evaluate("""import('./flow.js').then(({ times }) => {
+            const { lens, points, index } = document.querySelector('.live').figure;
+            return [lens, [...points], times(150)[index]];
+        })""")
     y, x = torch.tensor(points).reshape(-1, 2), torch.tensor([x])
     log_p = posterior.posterior(PATHS["straight"], t, x, y).log_p.item()
     assert f"log p = {log_p:.2f} nats" in told

@@ -8,7 +8,7 @@ from docutils import nodes
 REPOSITORY = ""
 
 project = "Five Roads from Noise to Data"
-copyright = "its authors; MIT licence. Nothing on this page comes from elsewhere"
+copyright = "its authors, under the MIT licence"
 extensions = ["myst_nb"]
 exclude_patterns = ["extra", "_static"]
 nb_execution_mode = "off"
@@ -38,6 +38,7 @@ html_theme_options = {
     "use_download_button": True,
     "use_fullscreen_button": False,
     "navbar_persistent": [],
+    "footer_content_items": ["copyright.html"],
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
@@ -55,6 +56,7 @@ def cells(app, doctree):
     number = "0" if page == "index" else page.removeprefix("notebooks/0")[:1]
     alone = Path(app.srcdir) / "extra" / "live" / f"{number}.html"
     if page.startswith(("index", "notebooks/0")) and alone.exists():
+        app.env.note_dependency(str(alone))
         box = re.search(r'<div class="live".*</div>', alone.read_text(encoding="utf-8"))[0]
         live = "../" * page.count("/") + "live"
         box = box.replace('src="', f'src="{live}/') + f'\n<script type="module" src="{live}/{number}.js"></script>'

@@ -246,7 +246,7 @@ class Figure {
 
   /** Which points own the place under the lens, or the particle beside it. */
   microscope(path, reached) {
-    if (!this.lens) return "";
+    if (!this.lens) return "Hover or tap: which points own this place?";
     const particles = this.flow.states[reached], near = this.nearest(particles, ...this.lens, 14);
     const [x, y] = near < 0 ? this.lens : particles.subarray(near, near + 2);
     field(x, y, this.points, path, this.out);

@@ -45,7 +45,7 @@ export function slider(label, { min, max, step, value }, say, move) {
 /** Call `use` with "light" or "dark", now and when it changes. */
 export function theme(use) {
   const system = matchMedia("(prefers-color-scheme: dark)"), page = document.documentElement;
-  const tell = () => use(page.dataset.theme || (system.matches ? "dark" : "light"));
+  const tell = () => use(["light", "dark"].find((name) => name === page.dataset.theme) ?? (system.matches ? "dark" : "light"));
   system.addEventListener("change", tell);
   new MutationObserver(tell).observe(page, { attributeFilter: ["data-theme"] });
   tell();

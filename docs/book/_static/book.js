@@ -62,8 +62,11 @@ function filters(rows) {
 }
 
 if (location.pathname.endsWith("/ledger.html")) filters(ledgerRows());
-window.MathJax?.startup?.promise.then(() => {
+function reachable() {
   for (const box of document.querySelectorAll('mjx-container[display="true"]')) {
-    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+    box.tabIndex = box.scrollWidth > box.clientWidth ? 0 : -1;
   }
-});
+}
+
+window.MathJax?.startup?.promise.then(() => document.fonts.ready).then(reachable);
+addEventListener("resize", reachable);
