@@ -1,29 +1,27 @@
 r"""The one training loop: Adam, a learning-rate schedule, an average of the weights, and nothing lost.
 
-A loss is a function of the model and a generator: it draws its own batch and returns a scalar, or a dict
-of scalars whose "loss" is minimised while the others are recorded.  So a notebook's loss is the method.
+A loss is a function of the model and a generator: it draws its own batch and returns a scalar, or a dict of scalars
+whose "loss" is minimised while the others are recorded.  So a notebook's loss is the method.
 
-    def loss(model, generator): ...
     net, history = fit(model, loss, steps=2000, generator=generator)
 
-Checkpoints hold everything that the future depends on (weights, average, optimiser, generator, history)
-and are written whole or not at all, so a run killed at any step resumes to the same bits.  They are named
-by where they started: the same call with other weights, seed, settings or loss never meets them.
+Checkpoints hold everything that the future depends on (weights, average, optimiser, generator, history) and their own
+hash, and are written whole or not at all, so a run killed at any step resumes to the same bits; a damaged one is set
+aside, with a warning.  They are named by where they started: other weights, seed, settings or loss never meet them.
 
 On several ranks (`torchrun`, then `ranks.join`) each draws its own batch from a generator of its own, and gradients
-are averaged: all ranks hold the same model, and n ranks see n batches a step.  It is what DistributedDataParallel
-does, but without its wrapper: a loss has the model itself, with its parts and derivatives.  Rank 0 writes the
-checkpoints and shows the progress.
+are averaged as by DistributedDataParallel, but without its wrapper: a loss has the model itself, with its parts and
+derivatives.  Rank 0 writes the checkpoints and shows the progress.
 """
 from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +30,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lib.base import check, ranks
-from lib.base.stage import CHECKPOINTS, progress
+from lib.base.stage import CHECKPOINTS, progress, warn
 
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
 
@@ -77,9 +75,8 @@ def fit(model: nn.Module, loss: Loss, steps: int, *, generator: torch.Generator,
     clip          largest gradient norm; None does not clip.
     checkpoints   folder for checkpoints; by default the one the pipeline names, else none are written.
 
-    Raises FloatingPointError at the first non-finite loss, with the step, the times and the largest |x| that
-    the model was last called with; RuntimeError where another rank is lost.  The model given is left at its last
-    weights.
+    Raises FloatingPointError at the first non-finite loss, with the step, the times and the largest |x| that the model
+    was last called with; RuntimeError where another rank is lost.  The model given is left at its last weights.
     """
     check.count("steps", steps)
     check.finite("lr", check.positive("lr", lr))
@@ -92,14 +89,15 @@ def fit(model: nn.Module, loss: Loss, steps: int, *, generator: torch.Generator,
     if world > 1:
         generator = _apart(model, generator)
     mean = model if ema is None else copy.deepcopy(model).requires_grad_(False)
-    average = [] if ema is None else list(mean.parameters())
-    weights = list(model.parameters())
+    weights, average = list(model.parameters()), [] if ema is None else list(mean.parameters())
     state = State(model, torch.optim.Adam(weights, lr=lr, fused=True), average, generator, {})
     rates = [lr * schedule(step / steps) for step in range(steps)]
     file = _file(checkpoints, model, loss, generator, (name, rates, ema, clip, world))
     start, saved = _load(file, state), time.monotonic()
+    seen: dict = {}  # what the model was last called with
     model.train()
-    with _watched(model) as seen, progress(desc=name, total=steps, disable=rank > 0) as bar:
+    with (model.register_forward_pre_hook(lambda _, args: None if check.opaque(*args) else seen.update(args=args)),
+          progress(desc=name, total=steps, disable=rank > 0) as bar):
         bar.update(start)
         for step in range(start, steps):
             terms = _terms(loss, model, generator)
@@ -139,28 +137,12 @@ def _descend(state: State, loss: Tensor, values: dict[str, float], rate: float, 
     return due
 
 
-@contextmanager
-def _watched(model: nn.Module) -> Iterator[dict]:
-    """What the model was last called with, under "args"."""
-    seen: dict = {}
-
-    def remember(_: nn.Module, args: tuple) -> None:
-        if not check.opaque(*args):
-            seen["args"] = args
-
-    hook = model.register_forward_pre_hook(remember)
-    try:
-        yield seen
-    finally:
-        hook.remove()
-
-
 def _terms(loss: Loss, model: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
     terms = loss(model, generator)
     terms = terms if isinstance(terms, dict) else {"loss": terms}
     for key, value in {"loss": None, **terms}.items():
         if not isinstance(value, Tensor) or value.numel() != 1:
-            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             check.refuse("loss", f"{key!r} of {got}", 'a scalar tensor, or a dict of them with a "loss"')
     return terms
 
@@ -219,25 +201,38 @@ def _save(file: Path, step: int, state: State) -> None:
     generators = ranks.gathered(state.generator.get_state())
     if ranks.here()[0] > 0:
         return
-    file.parent.mkdir(parents=True, exist_ok=True)
     kept = {"step": step, "model": state.model.state_dict(), "optimiser": state.optimiser.state_dict(),
             "average": state.average, "generators": generators, "history": state.history}
-    part = file.with_suffix(".part")
-    torch.save(kept, part)
-    os.replace(part, file)
+    torch.save(kept, buffer := io.BytesIO())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_suffix(".part").open("wb") as part:
+        part.write(hashlib.sha256(buffer.getbuffer()).digest() + buffer.getbuffer())
+        part.flush()
+        os.fsync(part)
+    os.replace(part.name, file)
+
+
+def _read(file: Path) -> dict | None:
+    """What a checkpoint holds; None where there is none, and where it is damaged and so set aside."""
+    if not file.exists():
+        return None
+    digest, kept = (held := file.read_bytes())[:32], held[32:]
+    if hashlib.sha256(kept).digest() == digest:
+        return torch.load(io.BytesIO(kept), weights_only=True, map_location="cpu")
+    aside = file.replace(file.with_suffix(".damaged"))
+    warn(f"the checkpoint {file} is damaged: it is set aside as {aside.name}, and training starts from zero")
+    return None
 
 
 def _load(file: Path | None, state: State) -> int:
     """Take a training up where its checkpoint has left it; the number of steps done."""
-    rank, _ = ranks.here()
-    found = rank == 0 and file is not None and file.exists()
-    kept = ranks.first(torch.load(file, weights_only=True, map_location="cpu") if found else None)
+    kept = ranks.first(_read(file) if file and ranks.here()[0] == 0 else None)
     if kept is None:
         return 0
     state.model.load_state_dict(kept["model"])
     state.optimiser.load_state_dict(kept["optimiser"])
     for mine, saved in zip(state.average, kept["average"], strict=True):
         mine.copy_(saved)
-    state.generator.set_state(kept["generators"][rank])
+    state.generator.set_state(kept["generators"][ranks.here()[0]])
     state.history.update(kept["history"])
     return kept["step"]

@@ -156,8 +156,10 @@ def save(file: str | os.PathLike, net: MLP | ConvNet, **arguments: object) -> No
 def load(file: str | os.PathLike) -> MLP | ConvNet:
     """The network that `save` has written, frozen, on the CPU."""
     with safe_open(file, "pt") as f:
-        made, weights = f.metadata(), {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
-    kind = {"MLP": MLP, "ResidualMLP": ResidualMLP, "ConvNet": ConvNet}[made["class"]]
+        made, weights = f.metadata() or {}, {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
+    kind = {"MLP": MLP, "ResidualMLP": ResidualMLP, "ConvNet": ConvNet}.get(made.get("class"))
+    if kind is None or "arguments" not in made:
+        check.refuse("file", f"{file} of class {made.get('class')}", "a network that nets.save has written")
     net = kind(**json.loads(made["arguments"]), generator=torch.Generator())
     net.load_state_dict(weights)
     return net.eval().requires_grad_(False)

@@ -2,13 +2,16 @@
 from __future__ import annotations
 
 import math
+import os
 
 import pytest
 import torch
 from draws import rng
 from torch import nn
+from tqdm import tqdm
 
 import lib.fit
+from lib.base import stage
 from lib.fit import constant, cosine, fit
 from lib.nets import MLP
 
@@ -126,20 +129,48 @@ def test_losses_that_agree_at_a_zero_start_are_told_apart(tmp_path):
 
 
 def test_a_half_written_checkpoint_is_never_read(tmp_path, monkeypatch, every_step):
-    whole, save = train(), torch.save
+    """Killed before the bytes are on the disk, and again before they have their name."""
+    whole = train()
+    for function in ("fsync", "replace"):
+        calls, real = iter(range(10**6)), getattr(os, function)
 
-    def torn(state, file):
-        save(state, file)
-        if state["step"] == 9:
-            file.write_bytes(file.read_bytes()[:100])
-            raise Killed
+        def dies(*args, calls=calls, real=real):
+            if next(calls) == 8:
+                raise Killed
+            return real(*args)
 
-    monkeypatch.setattr(torch, "save", torn)
-    with pytest.raises(Killed):
-        train(folder=tmp_path)
-    assert {f.suffix for f in tmp_path.iterdir()} == {".pt", ".part"}
-    monkeypatch.setattr(torch, "save", save)
+        monkeypatch.setattr(os, function, dies)
+        with pytest.raises(Killed):
+            train(folder=tmp_path)
+        assert {f.suffix for f in tmp_path.iterdir()} == {".pt", ".part"}
+        monkeypatch.setattr(os, function, real)
     assert_same_bits(train(folder=tmp_path), whole)
+
+
+@pytest.mark.parametrize("damage", [
+    lambda held: b"", lambda held: held[:20], lambda held: held[:-1], lambda held: held + b"x",
+    lambda held: held[:len(held) // 2] + bytes([held[len(held) // 2] ^ 1]) + held[len(held) // 2 + 1:],
+    lambda held: bytes([held[0] ^ 128]) + held[1:],
+], ids=["empty", "torn within its hash", "torn", "longer", "a bit flipped", "a bit of its hash flipped"])
+def test_a_damaged_checkpoint_is_named_and_set_aside(damage, tmp_path, every_step):
+    with pytest.raises(Killed):
+        train(killed_at(11), tmp_path)
+    file, = tmp_path.iterdir()
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.warns(UserWarning, match=rf"checkpoint .*{file.name} is damaged: .* {file.stem}.damaged, .* from zero"):
+        found = train(folder=tmp_path)
+    assert_same_bits(found, train())
+    assert {f.suffix for f in tmp_path.iterdir()} == {".pt", ".damaged"}
+    assert_same_bits(train(killed_at(0), tmp_path), found)
+
+
+def test_inside_the_pipeline_the_warning_goes_where_progress_goes(tmp_path, monkeypatch, recwarn):
+    train(folder=tmp_path)
+    next(tmp_path.iterdir()).write_bytes(b"")
+    monkeypatch.setenv(stage.PIPE, str(tmp_path / "fifo"))
+    monkeypatch.setattr(lib.fit, "progress", lambda **settings: tqdm(disable=True))
+    train(folder=tmp_path)
+    assert "is damaged" in (tmp_path / "fifo").read_text(encoding="utf-8") and not recwarn.list
 
 
 def test_the_pipeline_names_the_folder(tmp_path, monkeypatch):

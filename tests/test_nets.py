@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 from draws import rng
+from safetensors.torch import save_file
 
-from lib.nets import MLP, ConvNet, ResidualMLP, TimeFeatures, seeded
+from lib.nets import MLP, ConvNet, ResidualMLP, TimeFeatures, load, seeded
 
 BUILD = {
     "MLP": lambda g, **k: MLP(16, generator=g, width=24, depth=2, **k),
@@ -129,3 +130,11 @@ def test_gradients_are_finite_and_fields_smooth(build):
     tangent = torch.func.jvp(lambda t: net(t, x), (torch.tensor(0.5),), (torch.tensor(1.0),))[1]
     assert tangent.isfinite().all() and tangent.abs().max() > 0
     assert net.double()(0.5, x.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("metadata", [None, {"class": "MLP"}, {"class": "Judge", "arguments": "{}"}])
+def test_weights_that_were_saved_by_others_are_refused(metadata, tmp_path):
+    file = tmp_path / "weights.safetensors"
+    save_file({"w": torch.zeros(2)}, file, metadata)
+    with pytest.raises(ValueError, match=r"^file: got .*weights.safetensors of class .+; need a network that nets"):
+        load(file)

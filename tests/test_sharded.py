@@ -333,7 +333,7 @@ def test_the_script_trains_in_two_processes_and_a_notebook_loads_what_it_leaves(
     assert info["hardware"].startswith("2 × ") and info["settings"]["steps"] == 4
     assert info["command"].startswith("torchrun --nproc-per-node 2 full/train.py --network mlp")
     saved, = (tmp_path / "checkpoints").glob("*.pt")
-    average = torch.load(saved, weights_only=True)["average"]
+    average = lib.fit._read(saved)["average"]
     net = nets.load(tmp_path / "digits-mlp.safetensors")
     assert all(torch.equal(mine, its) for mine, its in zip(average, net.parameters(), strict=True))
     assert net(0.5, torch.zeros(3, 64)).shape == (3, 64) and not net.training

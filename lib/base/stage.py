@@ -6,7 +6,9 @@ executed notebook, so the runner names a FIFO in the environment and the bar goe
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
+from pathlib import Path
 
 from tqdm.auto import tqdm as auto
 from tqdm.std import tqdm as plain
@@ -26,3 +28,11 @@ def progress(iterable: Iterable | None = None, *, desc: str, total: int | None =
         return plain(iterable, desc=desc, total=total, disable=disable, leave=False, mininterval=0.5, ncols=88,
                      file=open(pipe, "w", encoding="utf-8"))
     return auto(iterable, desc=desc, total=total, disable=disable, leave=False, mininterval=0.5)
+
+
+def warn(message: str) -> None:
+    """A warning; inside the pipeline it goes where progress goes, for what a cell shows is a result."""
+    if pipe := os.environ.get(PIPE):
+        Path(pipe).write_text(f"\n{message}\n", encoding="utf-8")
+    else:
+        warnings.warn(message, stacklevel=4)
