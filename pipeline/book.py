@@ -33,7 +33,7 @@ def book() -> None:
                "-d", str(source.parent / "doctrees"), str(source), str(made)]
     if subprocess.call(command, cwd=files.ROOT):
         raise Refused("the book was not made; what Sphinx says is above")
-    print(f"open {made / 'index.html'}")
+    print(f"the site is in {made}; its figures move once it is served: python -m http.server -d {made}")
 
 
 def lay_out(folder: Path) -> Path:
