@@ -1,6 +1,7 @@
 """What comes back byte for byte, to four digits, or otherwise."""
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,28 @@ def test_what_is_new_and_what_has_gone(tmp_path: Path):
     here, absent = tmp_path / "here.json", tmp_path / "absent.json"
     here.touch()
     assert certificate.compare(absent, here) == "new" and certificate.compare(here, absent) == "gone"
+
+
+def test_everything_run_again_is_certified_output_by_output(
+        two_chapters: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    results = two_chapters / "results"
+    (two_chapters / "dvc.lock").write_text("of before")
+    (results / "01_b" / "old.json").write_text("{}")
+
+    def repro(option: str) -> None:
+        assert option == "--force"
+        (results / "00_a" / "metrics.json").write_text('{"loss": 1.50001}')  # as another processor has it
+        (results / "00_a" / "figures" / "gallery.png").write_bytes(b"another picture")
+        (results / "01_b" / "old.json").unlink()
+        (results / "01_b" / "new.json").write_text("{}")
+
+    monkeypatch.setattr(certificate, "repro", repro)
+    certificate.fresh()
+    made = json.loads((results / "certificate.json").read_text())
+    assert {name: verdict for name, verdict in made["outputs"].items() if verdict != "identical"} == {
+        "00_a/metrics.json": "agrees", "00_a/figures/gallery.png": "differs", "01_b/old.json": "gone",
+        "01_b/new.json": "new"}
+    assert made["dvc.lock"] == "unchanged" and made["machine"]["torch"] == torch.__version__
+    said = capsys.readouterr().out
+    assert "differs: results/00_a/figures/gallery.png" in said and "identical:" not in said
+    assert "certificate: 8 outputs byte-identical, 1 agree to 4 digits, 1 differ, 1 new, 1 gone" in said
