@@ -7,7 +7,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -24,7 +23,8 @@ from pipeline import __main__ as command
 from pipeline import run
 from pipeline.files import Refused
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")]
+pytestmark = pytest.mark.slow
+resource = pytest.importorskip("resource", reason="needs a system of Unix's kind")
 
 CHANGES = {"os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.truncate", "os.chmod", "os.utime", "shutil.rmtree",
            "ctypes.dlsym"}  # the last comes just before the exchange

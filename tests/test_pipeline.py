@@ -566,6 +566,25 @@ def test_bad_parameters_run_nothing(project: Project, old: str, new: str, messag
     assert (project.runs(), project.outputs()) == before and not (project.results / "failed").exists()
 
 
+def test_a_broken_file_is_named_and_nothing_is_forced_to_run(project: Project):
+    before = project.runs(), project.outputs()
+    for name, text in {"notebooks/00_path.ipynb": '{"nbformat": 4, "cells": null}', "lib/path.py": "def broken(",
+                       "claims.yaml": "00_path: [", "dvc.yaml": "stages: [", "lib/data.sha256": "digits.npz",
+                       "notebooks/01_train.ipynb": None}.items():
+        file = project.root / name
+        good = file.read_text()
+        file.unlink() if text is None else file.write_text(text)
+        assert name in project.run("dvc", "repro", fails=True)
+        file.write_text(good)
+    for name, text in {"timings/00_path.json": "[]", "timings/01_train.json": '{"seconds": 3}'}.items():
+        good = (project.results / name).read_text()
+        (project.results / name).write_text(text)
+        said = project.run(*project.make("repro"))
+        assert said.count(f"passed over: results/{name}: ") == 1 and said.count("up to date") == 2
+        (project.results / name).write_text(good)
+    assert (project.runs(), project.outputs()) == before
+
+
 # --- damaged and missing data -----------------------------------------------------------------------------
 
 

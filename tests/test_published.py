@@ -5,6 +5,8 @@ import ast
 import functools
 import json
 import re
+import sys
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -87,6 +89,31 @@ def test_opening_and_saving_in_lab_leaves_no_difference(name: str):
     record()
     kernel = notebook(name).metadata
     assert re.fullmatch(r"3\.\d+\.\d+", kernel.language_info.pop("version")) and kernel == KERNEL
+
+
+@chapter
+def test_the_first_cell_finds_the_library_fetches_it_on_colab_or_says_what_to_do(
+        name: str, monkeypatch: pytest.MonkeyPatch):
+    guard, = [cell.source for cell in code(name) if 'find_spec("lib")' in cell.source]
+    assert guard == next(cell.source for cell in code(name))
+    monkeypatch.setattr(sys, "path", ["elsewhere"])
+    monkeypatch.chdir(ROOT / "notebooks")
+    found = [True] * 9
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: found.pop(0))
+    exec(guard, {})
+    assert sys.path == [str(ROOT), "elsewhere"]
+
+    found[:] = [True, False] + [True] * 9
+    with pytest.raises(ImportError, match=r"^torch not found: take \.venv as the kernel; `python -m pipeline setup`"):
+        exec(guard, {})
+
+    asked, found[:] = [], [False] + [True] * 9
+    monkeypatch.setitem(sys.modules, "google.colab", ast)
+    shell = SimpleNamespace(system=asked.append, run_line_magic=lambda *words: asked.append(" ".join(words)))
+    exec(guard, {"get_ipython": lambda: shell, "input": lambda _: "https://example.org/house.git"})
+    assert asked[0].startswith("git clone -q --depth 1 https://example.org/house.git /content/five-roads; ")
+    assert "pip install -q -e . dvc && python -m pipeline data" in asked[0]
+    assert asked[1] == "cd -q /content/five-roads/notebooks"
 
 
 # --- parameters, verdicts, exercises ----------------------------------------------------------------------

@@ -49,6 +49,9 @@ def test_an_exchange_takes_one_step_or_none(tmp_path: Path):
     if not files.exchange(a, b):
         pytest.skip("this system has no exchange")
     assert (a / "file").read_text() == "b" and (b / "file").read_text() == "a"
+    with pytest.MonkeyPatch.context() as patch:  # elsewhere none is looked for
+        patch.setattr(files.os, "name", "nt")
+        assert not files.exchange(a, b)
     assert not files.exchange(a, tmp_path / "absent") and not files.exchange(tmp_path / "absent", a)
     assert (a / "file").read_text() == "b"
 

@@ -136,6 +136,17 @@ def test_setting_up_needs_the_standard_library_alone():
     assert set(re.findall(r"^    (\w+)", command.__doc__, re.MULTILINE)) == set(command.COMMANDS)
 
 
+def test_a_system_without_locks_of_unix_and_named_pipes_runs_the_pipeline_too(tmp_path: Path):
+    code = ("import os, sys\nfrom pathlib import Path\n"
+            "sys.modules['fcntl'] = None; del os.mkfifo, os.fork, os.geteuid\n"
+            "from pipeline import compare, fingerprint, lab, prove, repro, run\n"
+            f"run.files.RESULTS = Path({str(tmp_path)!r})\n"
+            "with run.alone('00_a'), run.surroundings(Path('out'), Path('checkpoints')):\n"
+            "    print(os.environ['FIVE_ROADS_PROGRESS'] == os.devnull)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=HOUSE, text=True, capture_output=True)
+    assert done.stdout.strip() == "True", done.stderr
+
+
 @pytest.mark.parametrize("minor", [10, 14])
 def test_another_python_is_refused_before_anything_is_made(
         calls: list[str], minor: int, monkeypatch: pytest.MonkeyPatch):
