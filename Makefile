@@ -51,7 +51,7 @@ bench: setup  ## side-by-side timings against peers
 	@for script in $(filter-out %/common.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
 
 book: setup  ## the site, into results/book/, from the executed notebooks; offline
-	@$(RUN) pipeline book
+	@$(MODULE) pipeline book
 
 lab: setup  ## read and run the notebooks (OPTIONS=--no-browser and the like are passed to JupyterLab)
 	@$(MODULE) pipeline lab $(OPTIONS)
