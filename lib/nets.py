@@ -43,6 +43,21 @@ class TimeFeatures(nn.Module):
         return torch.cat([t, torch.cos(t * self.omega), torch.sin(t * self.omega)], 1)
 
 
+class FourierFeatures(nn.Module):
+    """x (B, dim) -> [x, cos 2πxW, sin 2πxW] (B, dim + 2K), W (dim, K) drawn once from N(0, scale²), in periods a unit.
+
+    A perceptron alone learns fine structure in few dimensions last (Tancik et al. 2020).
+    """
+
+    def __init__(self, dim: int, count: int, scale: float) -> None:
+        super().__init__()
+        deviation = 2 * math.pi * check.positive("scale", scale)
+        self.register_buffer("omega", nn.init.normal_(torch.empty(dim, count), std=deviation))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, torch.cos(x @ self.omega), torch.sin(x @ self.omega)], 1)
+
+
 def embedded(embedding: nn.Embedding | None, label: Tensor | None, x: Tensor) -> Tensor | float:
     """The embedding of integer labels (B,), one for each row of x; 0 for a network without classes."""
     if embedding is None and label is None:
@@ -63,10 +78,12 @@ class MLP(nn.Module):
     width/depth units per hidden layer, number of hidden layers.
     classes     number of classes; then f(t, x, label) takes integer labels (B,).
     zero        start at the zero function (last layer zero).
+    fourier     number of Fourier features of x, 0 for none; scale: their deviation, in periods per unit of x.
     """
 
     def __init__(self, dim: int, *, generator: torch.Generator, out: int | None = None, width: int = 256,
-                 depth: int = 3, frequencies: int = 6, classes: int = 0, zero: bool = False) -> None:
+                 depth: int = 3, frequencies: int = 6, classes: int = 0, zero: bool = False,
+                 fourier: int = 0, scale: float = 1.0) -> None:
         super().__init__()
         out = dim if out is None else out
         for name, value in (("dim", dim), ("out", out), ("width", width), ("depth", depth)):
@@ -75,7 +92,8 @@ class MLP(nn.Module):
         with seeded(generator):
             self.time = TimeFeatures(frequencies)
             self.embedding = nn.Embedding(classes, width) if classes else None
-            self.first = nn.Linear(dim + self.time.size, width)
+            self.features = FourierFeatures(dim, check.count("fourier", fourier), scale) if fourier else nn.Identity()
+            self.first = nn.Linear(dim + 2 * fourier + self.time.size, width)
             self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
             self.last = nn.Linear(width, out)
         if zero:
@@ -84,7 +102,7 @@ class MLP(nn.Module):
 
     def forward(self, t: Tensor | float, x: Tensor, label: Tensor | None = None) -> Tensor:
         check.rows("x", x, dim=self.dim)
-        h = self.first(torch.cat([x, self.time(t, x)], 1)) + embedded(self.embedding, label, x)
+        h = self.first(torch.cat([self.features(x), self.time(t, x)], 1)) + embedded(self.embedding, label, x)
         for layer in self.hidden:
             h = layer(nn.functional.silu(h))
         return self.last(nn.functional.silu(h))
@@ -105,7 +123,7 @@ class ResidualMLP(MLP):
     def forward(self, t: Tensor | float, x: Tensor, label: Tensor | None = None) -> Tensor:
         check.rows("x", x, dim=self.dim)
         time = self.time(t, x)
-        h = self.first(torch.cat([x, time], 1)) + embedded(self.embedding, label, x)
+        h = self.first(torch.cat([self.features(x), time], 1)) + embedded(self.embedding, label, x)
         for norm, shift, layer in zip(self.norm, self.shift, self.hidden, strict=True):
             h = h + layer(nn.functional.silu(norm(h) + shift(time)))
         return self.last(nn.functional.silu(h))

@@ -8,7 +8,7 @@ import torch
 from draws import rng
 from safetensors.torch import save_file
 
-from lib.nets import MLP, ConvNet, ResidualMLP, TimeFeatures, load, seeded
+from lib.nets import MLP, ConvNet, FourierFeatures, ResidualMLP, TimeFeatures, load, save, seeded
 
 BUILD = {
     "MLP": lambda g, **k: MLP(16, generator=g, width=24, depth=2, **k),
@@ -130,6 +130,33 @@ def test_gradients_are_finite_and_fields_smooth(build):
     tangent = torch.func.jvp(lambda t: net(t, x), (torch.tensor(0.5),), (torch.tensor(1.0),))[1]
     assert tangent.isfinite().all() and tangent.abs().max() > 0
     assert net.double()(0.5, x.double()).dtype == torch.float64
+
+
+def test_fourier_features_are_waves_of_the_drawn_frequencies_and_their_slopes(float64):
+    x, direction = torch.randn(5, 2, generator=rng()), torch.randn(5, 2, generator=rng(1))
+    with seeded(rng(2)):
+        features = FourierFeatures(2, 3, 0.5)
+    with seeded(rng(2)):
+        waves = 0.5 * torch.randn(2, 3)  # periods a unit
+    phase = 2 * math.pi * torch.einsum("nd,dk->nk", x, waves)
+    found, slope = torch.func.jvp(features, (x,), (direction,))
+    torch.testing.assert_close(found, torch.cat([x, phase.cos(), phase.sin()], 1))
+    rate = 2 * math.pi * torch.einsum("nd,dk->nk", direction, waves)
+    torch.testing.assert_close(slope, torch.cat([direction, -rate * phase.sin(), rate * phase.cos()], 1))
+
+
+@pytest.mark.parametrize("kind", [MLP, ResidualMLP])
+def test_a_network_sees_the_fourier_features_and_keeps_them_in_its_file(kind, tmp_path, float64):
+    net = kind(2, generator=rng(), width=8, depth=2, fourier=3, scale=0.5)
+    net.first.weight.data[:, :2] = 0.0  # x itself unseen: what is left has the periods of the features
+    net.features.omega.copy_(2 * math.pi * torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, -1.0]]))
+    x = torch.randn(4, 2, generator=rng(1))
+    torch.testing.assert_close(net(0.3, x), net(0.3, x + torch.tensor([3.0, -1.0])))
+    assert (net(0.3, x) - net(0.3, x + 0.5)).abs().min() > 1e-4
+    plain = kind(2, generator=rng(), width=8, depth=2)
+    assert not any("features" in key for key in plain.state_dict())
+    save(tmp_path / "net.safetensors", net, dim=2, width=8, depth=2, fourier=3, scale=0.5)
+    assert torch.equal(load(tmp_path / "net.safetensors")(0.3, x), net(0.3, x))
 
 
 @pytest.mark.parametrize("metadata", [None, {"class": "MLP"}, {"class": "Judge", "arguments": "{}"}])
