@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -139,6 +140,28 @@ def test_the_judge_of_sinkhorn_knows_value_and_error_of_a_plan():
     rows = (-cost / epsilon).softmax(1) / 40  # what g = 0 makes
     assert module.judged(x, y, epsilon, torch.zeros(40).double())[1] == pytest.approx(
         float((rows.sum(0) - 1 / 40).abs().sum()), rel=1e-9)
+
+
+def test_training_loops_in_small(monkeypatch, tmp_path):
+    """Those that are installed; all start from the same weights, and the peers' stops are on one way."""
+    module = script(FILE.parent / "training_loop.py")
+    monkeypatch.setattr(module.common, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    monkeypatch.setattr(sys, "argv", ["training_loop.py"])
+    for name, value in {"LENGTHS": (3, 5), "SEEDS": 2, "TURNS": 2, "TURN": 3, "SAMPLES": 40, "HELD_OUT": 9, "POOL": 50,
+                        "BATCH": 8, "WIDTH": 8}.items():
+        monkeypatch.setattr(module, name, value)
+    loops = {name: loop for name, loop in module.LOOPS.items() if name.startswith("fit") or find_spec(name)}
+    monkeypatch.setattr(module, "LOOPS", loops)
+    nets = [module.start(loop, module.toys.two_moons(), 1)[0].state_dict() for loop in ("fit", "torchcfm")]
+    assert all(torch.equal(nets[0][key], nets[1][key]) for key in nets[0])
+    module.main()
+    with (tmp_path / "results" / "training_loop.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["data"], row["loop"], row["steps"]) for row in rows] == [
+        (data, loop, steps) for data in ("checkerboard", "two moons") for loop in loops for steps in ("3", "5")]
+    assert all(float(row["seconds_least"]) <= float(row["seconds_median"]) for row in rows)
+    assert all(float(row["distance_error"]) >= 0 and float(row["nats"]) > 0 for row in rows)
 
 
 @pytest.mark.parametrize("name", ["bridge", "particles", "separation", "training_cost"])
