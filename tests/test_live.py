@@ -15,7 +15,10 @@ from torch.testing import assert_close
 
 from lib import path, posterior, solve
 from lib.kernels import gaussian_posterior
+from lib.transport import sinkhorn
 
+FIGURES = ["0.html", "3.html"]
+SETTLED = "document.querySelector('.live').figure.settled"
 LIVE = Path(__file__).resolve().parent.parent / "docs" / "live"
 TOLERANCE = {"rtol": 1e-6, "atol": 1e-6}
 PATHS = {"straight": path.cond_ot(), "trigonometric": path.trigonometric()}
@@ -89,6 +92,31 @@ def test_particles_go_where_the_library_takes_them(plane: tuple[Tensor, Tensor])
     assert_close(end, wanted, **TOLERANCE)
 
 
+@pytest.mark.parametrize("epsilon", [0.3, 5.0])
+def test_sinkhorn_ends_where_the_library_does(epsilon: float, generator: torch.Generator, float64: None):
+    x, y = torch.randn(30, 2, generator=generator), torch.randn(40, 2, generator=generator) + 1
+    f, g, plan, state = asked("sinkhorn.js", """const solver = new it.Sinkhorn(given.x, given.y, given.epsilon);
+        for (let k = 0; k < 5000; k++) solver.half();
+        const plan = Array.from(solver.f, (_, i) => [...solver.row(i, new Float64Array(solver.g.length))]);
+        return [solver.f, solver.g, plan, solver.state()];""", x=x, y=y, epsilon=epsilon)
+    wanted = sinkhorn(x, y, epsilon)
+    f, g, plan = map(torch.tensor, (f, g, plan))
+    assert_close(f[:, None] + g, wanted.f[:, None] + wanted.g, rtol=1e-6, atol=1e-5)
+    assert_close(plan.sum(1), torch.full((30,), 1 / 30), rtol=1e-6, atol=1e-8)
+    assert_close(plan.sum(0), torch.full((40,), 1 / 40), rtol=1e-6, atol=1e-8)
+    assert state["value"] == pytest.approx(wanted.value.item(), rel=1e-6)
+    assert max(state["source"], state["target"]) < 1e-6
+
+
+def test_after_half_a_step_one_end_is_right_and_the_other_is_not():
+    ends = asked("sinkhorn.js", """const solver = new it.Sinkhorn([0, 0, 1, 0, 3, 1], [2, 2, 0, 1, 1, 1], 0.5);
+        const first = solver.state();
+        solver.half();
+        return [first, solver.state()];""")
+    assert ends[0]["source"] < 1e-12 < 0.01 < ends[0]["target"]
+    assert ends[1]["target"] < 1e-12 < 1e-3 < ends[1]["source"]
+
+
 # --- in a browser -----------------------------------------------------------------------------------------
 
 
@@ -98,35 +126,43 @@ def address() -> Iterator[str]:
         yield found
 
 
+def painted(tab: Page) -> Page:
+    """The tab, two frames later."""
+    tab.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    return tab
+
+
 def picture(tab: Page) -> str:
     """The canvas as it is now."""
-    tab.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    return tab.evaluate("document.querySelector('canvas').toDataURL()")
+    return painted(tab).evaluate("document.querySelector('canvas').toDataURL()")
 
 
 def said(tab: Page) -> str:
-    return tab.locator(".live-said").inner_text()
+    return painted(tab).locator(".live-said").inner_text()
 
 
-def test_it_moves_by_itself_and_stops_when_told(address: str, visitor: Visit):
-    with visit(visitor, address + "0.html") as (tab, heard):
+@pytest.mark.parametrize("figure", FIGURES)
+def test_it_moves_by_itself_and_stops_when_told(figure: str, address: str, visitor: Visit):
+    with visit(visitor, address + figure) as (tab, heard):
         before = picture(tab)
         tab.wait_for_function("document.querySelector('.live').figure.index > 1")
         assert picture(tab) != before
         tab.get_by_role("button", name="pause").click()
+        tab.wait_for_function(SETTLED)
         assert picture(tab) == picture(tab)
         assert "t=0." in tab.url
         assert not heard
 
 
-def test_who_wants_no_motion_gets_a_still_picture_that_obeys(address: str, visitor: Visit):
-    with visit(visitor, address + "0.html", reduced_motion="reduce") as (tab, _):
-        tab.wait_for_function("(f => f.flow.states.length > f.index)(document.querySelector('.live').figure)")
+@pytest.mark.parametrize("figure", FIGURES)
+def test_who_wants_no_motion_gets_a_still_picture_that_obeys(figure: str, address: str, visitor: Visit):
+    with visit(visitor, address + figure, reduced_motion="reduce") as (tab, _):
+        tab.wait_for_function(SETTLED)
         still = picture(tab)
         assert picture(tab) == still
-        tab.get_by_role("slider").focus()
+        tab.get_by_role("slider", name="time").focus()
         tab.keyboard.press("Home")
-        assert "t = 0.00" in tab.locator("output").inner_text()
+        assert "t = 0.00" in tab.locator("output").last.inner_text()
         assert picture(tab) != still
 
 
@@ -182,9 +218,24 @@ def test_what_the_lens_says_is_what_the_library_says(float64: None, address: str
     assert f"log p = {log_p:.2f} nats" in told
 
 
-def test_without_javascript_there_is_a_picture_and_its_words(address: str, visitor: Visit):
-    with visit(visitor, address + "0.html", java_script_enabled=False) as (tab, _):
+@pytest.mark.parametrize("figure", FIGURES)
+def test_without_javascript_there_is_a_picture_and_its_words(figure: str, address: str, visitor: Visit):
+    with visit(visitor, address + figure, java_script_enabled=False) as (tab, _):
         still = tab.locator(".live img")
         assert still.is_visible()
         assert len(still.get_attribute("alt")) > 40
         assert still.evaluate("image => image.naturalWidth") > 600
+
+
+def test_half_steps_by_hand_take_turns(address: str, visitor: Visit):
+    with visit(visitor, address + "3.html#t=0.5&eps=20") as (tab, heard):
+        tab.get_by_role("button", name="start again").click()
+        tab.get_by_role("button", name="one half-step").click()
+        first = said(tab)
+        tab.get_by_role("button", name="one half-step").click()
+        assert {"source right" in first, "target right" in first} == {True, False}
+        assert ("source right" in first) == ("target right" in said(tab))
+        tab.get_by_role("slider", name="temperature").focus()
+        tab.keyboard.press("ArrowRight")
+        assert "eps=21" in tab.url
+        assert not heard

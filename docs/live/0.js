@@ -2,11 +2,12 @@
 
 import { CLOUDS, generator, normal, word } from "./clouds.js";
 import { Flow, times } from "./flow.js";
-import { address, choice, clock, dress, make, slider, still, theme } from "./page.js";
+import { Hands, nearest } from "./hands.js";
+import { address, choice, dress, enliven, make, slider, still } from "./page.js";
 import { field, PATHS, weights } from "./softmax.js";
 import { View } from "./view.js";
 
-const STEPS = 150, SECONDS = 7, PAUSE = 2, PARTICLES = 400, MOST = 500, AT = times(STEPS), PATH = PATHS.straight;
+const STEPS = 150, SECONDS = 7, PAUSE = 2, PARTICLES = 400, AT = times(STEPS), PATH = PATHS.straight;
 const ARROWS = { none: "no arrows", score: "score", velocity: "velocity" }, STANDS = { score: 1, velocity: 3 };
 const TOLD = "The points are a data set. Noise, in orange, falls onto them along the exact velocity field of the "
   + "noised data; blue shows their density. Move over the picture to see which points own a place. Keys: arrows move "
@@ -25,20 +26,14 @@ class Figure {
     this.build();
     this.view = new View(this.canvas);
     this.out = new Float64Array(9);
-    this.lens = null;
+    this.hands = new Hands(this.view, {
+      get: () => this.points, set: (points) => this.data(points, ""), done: () => this.keep(),
+      look: (place) => {
+        this.lens = place;
+        this.wake();
+      } });
     this.restore();
-    theme((name) => {
-      root.dataset.theme = name;
-      this.view.show(name);
-      this.wake?.();
-    });
-    this.wake = clock(root, (seconds) => this.frame(seconds));
-    new ResizeObserver(() => {
-      this.view.fit();
-      this.wake();
-    }).observe(this.canvas);
-    this.listen();
-    this.wake();
+    enliven(this);
   }
 
   build() {
@@ -125,88 +120,15 @@ class Figure {
 
   drawing(on) {
     this.draw.ariaPressed = String(on);
-    this.canvas.style.touchAction = on ? "none" : "pan-y";
-  }
-
-  // --- hands -------------------------------------------------------------------------------------------------
-
-  listen() {
-    const { canvas } = this, place = (event) => this.view.toPlane(event.offsetX, event.offsetY);
-    canvas.addEventListener("pointerdown", (event) => {
-      if (this.draw.ariaPressed === "true") this.grasp(event, place(event));
-      this.look(place(event));
-    });
-    canvas.addEventListener("pointermove", (event) => {
-      if (this.held !== undefined) this.trace(place(event));
-      this.look(place(event));
-    });
-    for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => this.release());
-    canvas.addEventListener("pointerleave", () => this.look(null));
-    canvas.addEventListener("keydown", (event) => this.key(event));
-  }
-
-  look(place) {
-    this.lens = place;
-    this.wake();
-  }
-
-  /** A point under the finger is moved, else points are drawn. */
-  grasp(event, [x, y]) {
-    this.canvas.setPointerCapture(event.pointerId);
-    const k = this.nearest(this.points, x, y, 8);
-    this.held = k;
-    if (k < 0) this.add(x, y);
-  }
-
-  trace([x, y]) {
-    if (this.held >= 0) {
-      const points = this.points.slice();
-      points.set([x, y], this.held);
-      this.data(points, "");
-    } else if (Math.hypot(x - this.points.at(-2), y - this.points.at(-1)) > 0.07) {
-      this.add(x, y);
-    }
-  }
-
-  release() {
-    if (this.held === undefined) return;
-    this.held = undefined;
-    this.keep();
-  }
-
-  add(x, y) {
-    if (this.points.length < 2 * MOST) this.data(Float64Array.of(...this.points, x, y), "");
-  }
-
-  /** Where the pair stands that is nearest to (x, y) and within so many pixels, or −1. */
-  nearest(pairs, x, y, pixels) {
-    let best = -1, least = (pixels / this.view.unit) ** 2;
-    for (let k = 0; k < pairs.length; k += 2) {
-      const square = (pairs[k] - x) ** 2 + (pairs[k + 1] - y) ** 2;
-      if (square < least) [best, least] = [k, square];
-    }
-    return best;
-  }
-
-  key(event) {
-    const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
-    const [x, y] = this.lens ?? [0, 0];
-    if (event.key in moves) {
-      this.look(moves[event.key].map((step, k) => [x, y][k] + 0.1 * step));
-    } else if (event.key === "Enter") {
-      this.add(x, y);
-      this.keep();
-    } else if (event.key === "Delete" || event.key === "Backspace") {
-      const k = this.nearest(this.points, x, y, 1e4);
-      if (k >= 0) this.data(this.points.filter((_, i) => i !== k && i !== k + 1), "");
-      this.keep();
-    } else {
-      return;
-    }
-    event.preventDefault();
+    this.hands.draw(on);
   }
 
   // --- pictures ----------------------------------------------------------------------------------------------
+
+  /** Whether the particles are where the slider is. */
+  get settled() {
+    return this.flow.states.length > this.index;
+  }
 
   /** One picture; whether another will be needed. */
   frame(seconds) {
@@ -247,7 +169,7 @@ class Figure {
   /** Which points own the place under the lens, or the particle beside it. */
   microscope(path, reached) {
     if (!this.lens) return "Hover or tap: which points own this place?";
-    const particles = this.flow.states[reached], near = this.nearest(particles, ...this.lens, 14);
+    const particles = this.flow.states[reached], near = nearest(particles, ...this.lens, 14 / this.view.unit);
     const [x, y] = near < 0 ? this.lens : particles.subarray(near, near + 2);
     field(x, y, this.points, path, this.out);
     const own = path.a ? weights(x / path.a, y / path.a, this.points, path.m / path.a, this.shares)

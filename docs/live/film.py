@@ -1,4 +1,4 @@
-"""The still picture of figure 0, and the README's film of it, as a headless Chromium paints them.
+"""The still pictures of the figures, and the README's film of it, as a headless Chromium paints them.
 
     PYTHONPATH=tests python docs/live/film.py
 """
@@ -16,7 +16,7 @@ LIVE = Path(__file__).resolve().parent
 FRAME = """(k) => new Promise((done) => {
   const { figure } = document.querySelector('.live');
   figure.seek(k);
-  const look = () => figure.flow.states.length > k ? requestAnimationFrame(() => requestAnimationFrame(
+  const look = () => figure.settled ? requestAnimationFrame(() => requestAnimationFrame(
     () => done(figure.canvas.toDataURL()))) : requestAnimationFrame(look);
   look();
 })"""
@@ -29,11 +29,13 @@ def frame(tab: Page, k: int) -> Image.Image:
 
 
 def main() -> None:
-    """Write 0.png here, and docs/gallery/draw.webp."""
+    """Write the pictures here, and docs/gallery/draw.webp."""
     with sync_playwright() as playwright, served(LIVE) as address:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         with visit(browser, address + "0.html#data=moons&arrows=velocity&t=0.1", width=960) as (tab, _):
             frame(tab, 90).quantize(128).save(LIVE / "0.png", optimize=True)
+        with visit(browser, address + "3.html#eps=14&t=0.4", width=960) as (tab, _):
+            frame(tab, 24).quantize(128).save(LIVE / "3.png", optimize=True)
         with visit(browser, address + "0.html#data=word&word=data&t=0", width=760, scheme="dark") as (tab, _):
             frames = [frame(tab, k) for k in range(0, 151, 3)]
         times = [80] * (len(frames) - 1) + [2000]

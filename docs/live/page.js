@@ -43,7 +43,7 @@ export function slider(label, { min, max, step, value }, say, move) {
 }
 
 /** Call `use` with "light" or "dark", now and when it changes. */
-export function theme(use) {
+function theme(use) {
   const system = matchMedia("(prefers-color-scheme: dark)"), page = document.documentElement;
   const tell = () => use(["light", "dark"].find((name) => name === page.dataset.theme) ?? (system.matches ? "dark" : "light"));
   system.addEventListener("change", tell);
@@ -63,7 +63,7 @@ export const address = {
 export const still = matchMedia("(prefers-reduced-motion: reduce)");
 
 /** Call `frame(seconds since the last)` while the element can be seen and `frame` answers true; returns a waker. */
-export function clock(element, frame) {
+function clock(element, frame) {
   let asked = 0, last = 0, seen = true;
   const tick = (now) => {
     asked = 0;
@@ -79,6 +79,22 @@ export function clock(element, frame) {
     if (seen) wake();
   }).observe(element);
   return wake;
+}
+
+/** Let a figure with `root`, `view` and `frame` follow the theme and its size; it gets `wake`, which asks for a picture. */
+export function enliven(figure) {
+  const { root, view } = figure;
+  theme((name) => {
+    root.dataset.theme = name;
+    view.show(name);
+    figure.wake?.();
+  });
+  figure.wake = clock(root, (seconds) => figure.frame(seconds));
+  new ResizeObserver(() => {
+    view.fit();
+    figure.wake();
+  }).observe(view.canvas);
+  figure.wake();
 }
 
 /** The stylesheet beside the modules, once. */

@@ -1,6 +1,6 @@
 // One softmax over the data, in the plane.  For points y_j and a noise level σ, by the formulas of lib/kernels:
 //
-//     log_z  = log Σ_j w_j exp(−‖x − y_j‖²/2σ²),  w_j = 1/N
+//     log_z  = log Σ_j w_j exp(−‖x − y_j‖²/2σ²),  w_j = 1/N unless given
 //     mean   = E[y | x],   spread = tr Cov[y | x],   both under the weights p_j ∝ w_j exp(−‖x − y_j‖²/2σ²)
 //
 // and, as in lib/posterior, for a path x_t = a x_1 + m x_0, with one call at x/a and σ = m/a:
@@ -12,24 +12,27 @@
 //
 // Points and queries are flat arrays: x₀, y₀, x₁, y₁, …
 
-/** log_z, mean and spread at (x, y); `out` is filled with (log_z, mean x, mean y, spread). */
-export function softmax(x, y, points, sigma, out) {
+/** log_z, mean and spread at (x, y); `out` is filled with (log_z, mean x, mean y, spread).
+ *  `logW`, logarithms of weights, are used as given; without them every point weighs 1/N. */
+export function softmax(x, y, points, sigma, out, logW = null) {
   const scale = -0.5 / (sigma * sigma), length = points.length;
-  let nearest = Infinity;
+  let top = -Infinity;
   for (let j = 0; j < length; j += 2) {
     const dx = points[j] - x, dy = points[j + 1] - y, square = dx * dx + dy * dy;
-    if (square < nearest) nearest = square;
+    const logit = scale * square + (logW === null ? 0 : logW[j >> 1]);
+    if (logit > top) top = logit;
   }
   // averages of y − x, so that nothing cancels where the cloud is far from the origin
   let total = 0, mx = 0, my = 0, second = 0;
   for (let j = 0; j < length; j += 2) {
-    const dx = points[j] - x, dy = points[j + 1] - y, square = dx * dx + dy * dy, logit = scale * (square - nearest);
+    const dx = points[j] - x, dy = points[j + 1] - y, square = dx * dx + dy * dy;
+    const logit = scale * square + (logW === null ? 0 : logW[j >> 1]) - top;
     if (logit < -40) continue; // under 1e-17 of the heaviest
     const w = Math.exp(logit);
     total += w; mx += w * dx; my += w * dy; second += w * square;
   }
   mx /= total; my /= total;
-  out[0] = Math.log(2 * total / length) + scale * nearest;
+  out[0] = top + Math.log(logW === null ? 2 * total / length : total);
   out[1] = x + mx;
   out[2] = y + my;
   out[3] = Math.max(0, second / total - mx * mx - my * my);

@@ -126,6 +126,22 @@ export class View {
     this.pen.globalAlpha = 1;
   }
 
+  /** Lines between two clouds, as dark as the plan is heavy beside one point's mass. */
+  links(x, y, plan) {
+    const { pen } = this, mass = 1 / plan.length;
+    pen.strokeStyle = this.colours.ramp[3];
+    pen.lineWidth = 1;
+    plan.forEach((row, i) => row.forEach((part, j) => {
+      if (part < 0.02 * mass) return;
+      pen.globalAlpha = Math.min(1, 0.06 + 0.7 * part / mass);
+      pen.beginPath();
+      pen.moveTo(...this.toScreen(x[2 * i], x[2 * i + 1]));
+      pen.lineTo(...this.toScreen(y[2 * j], y[2 * j + 1]));
+      pen.stroke();
+    }));
+    pen.globalAlpha = 1;
+  }
+
   particles(states, now, tail) {
     const { pen } = this, from = Math.max(0, now - tail);
     pen.strokeStyle = this.colours.trail;

@@ -1,0 +1,86 @@
+// Points drawn, moved and taken away by mouse, finger or keyboard, and the place that is looked at.
+
+const CLOSE = 8, APART = 0.07; // pixels within which a point is taken hold of; distance between points of one stroke
+const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
+
+/** Where the pair stands that is nearest to (x, y) and nearer than `reach`, or −1. */
+export function nearest(pairs, x, y, reach) {
+  let best = -1, least = reach * reach;
+  for (let k = 0; k < pairs.length; k += 2) {
+    const square = (pairs[k] - x) ** 2 + (pairs[k + 1] - y) ** 2;
+    if (square < least) [best, least] = [k, square];
+  }
+  return best;
+}
+
+export class Hands {
+  /** get() and set(points) the points that are drawn, done() after each stroke, look(place or null) in between. */
+  constructor(view, { get, set, done, look, most = 500 }) {
+    Object.assign(this, { view, get, set, done, look, most, drawing: false });
+    const { canvas } = view, place = (event) => view.toPlane(event.offsetX, event.offsetY);
+    canvas.addEventListener("pointerdown", (event) => {
+      if (this.drawing) this.grasp(event.pointerId, ...place(event));
+      this.see(place(event));
+    });
+    canvas.addEventListener("pointermove", (event) => {
+      if (this.held !== undefined) this.trace(...place(event));
+      this.see(place(event));
+    });
+    for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => this.release());
+    canvas.addEventListener("pointerleave", () => this.see(null));
+    canvas.addEventListener("keydown", (event) => this.key(event));
+  }
+
+  /** Whether a finger draws, or scrolls the page. */
+  draw(on) {
+    this.drawing = on;
+    this.view.canvas.style.touchAction = on ? "none" : "pan-y";
+  }
+
+  see(place) {
+    this.place = place;
+    this.look(place);
+  }
+
+  /** A point under the finger is moved, else points are drawn. */
+  grasp(pointer, x, y) {
+    this.view.canvas.setPointerCapture(pointer);
+    this.held = nearest(this.get(), x, y, CLOSE / this.view.unit);
+    if (this.held < 0) this.add(x, y);
+  }
+
+  trace(x, y) {
+    const points = this.get();
+    if (this.held >= 0) {
+      const moved = points.slice();
+      moved.set([x, y], this.held);
+      this.set(moved);
+    } else if (Math.hypot(x - points.at(-2), y - points.at(-1)) > APART) {
+      this.add(x, y);
+    }
+  }
+
+  release() {
+    if (this.held !== undefined) this.done();
+    this.held = undefined;
+  }
+
+  add(x, y) {
+    if (this.get().length < 2 * this.most) this.set(Float64Array.of(...this.get(), x, y));
+  }
+
+  take(x, y) {
+    const k = nearest(this.get(), x, y, Infinity);
+    if (k >= 0) this.set(this.get().filter((_, i) => i !== k && i !== k + 1));
+  }
+
+  key(event) {
+    const [x, y] = this.place ?? [0, 0];
+    if (event.key in MOVES) this.see(MOVES[event.key].map((step, k) => [x, y][k] + 0.1 * step));
+    else if (event.key === "Enter") this.add(x, y);
+    else if (["Delete", "Backspace"].includes(event.key)) this.take(x, y);
+    else return;
+    if (!(event.key in MOVES)) this.done();
+    event.preventDefault();
+  }
+}
