@@ -27,18 +27,20 @@ LONG = 12  # lines of code above a figure that are folded
 
 def book() -> None:
     """Lay the sources out, and let Sphinx make the pages, with every warning an error."""
-    made = files.RESULTS / "book"
-    source = lay_out(files.RESULTS / ".book")
+    work, made = files.RESULTS / ".book", files.RESULTS / "book"
+    source, html = lay_out(work), work / "html"
     command = [sys.executable, "-m", "sphinx", "-n", "-W", "--keep-going", "-q", "-j", "2", "-b", "html",
-               "-d", str(source.parent / "doctrees"), str(source), str(made)]
+               "-d", str(work / "doctrees"), str(source), str(html)]
     if subprocess.call(command, cwd=files.ROOT):
         raise Refused("the book was not made; what Sphinx says is above")
+    shutil.rmtree(made, ignore_errors=True)
+    shutil.copytree(html, made, ignore=shutil.ignore_patterns(".buildinfo*", "objects.inv"))
     print(f"the site is in {made}; its figures move once it is served: python -m http.server -d {made}")
 
 
-def lay_out(folder: Path) -> Path:
-    """What Sphinx reads, in `folder`/source: only what has changed is written."""
-    source, docs, names = folder / "source", files.ROOT / "docs", chapters()
+def lay_out(work: Path) -> Path:
+    """What Sphinx reads, in `work`/source: only what has changed is written."""
+    source, docs, names = work / "source", files.ROOT / "docs", chapters()
     notebooks = {name: executed(name) for name in names}
     for name, notebook in notebooks.items():
         replace(source / "notebooks" / f"{name}.ipynb", dumps(folded(notebook)))

@@ -63,6 +63,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "RESULTS", tmp_path_factory.mktemp("results"))
         book.book()
+        assert {there.name for there in files.RESULTS.iterdir()} == {".book", "book"}
         return files.RESULTS / "book"
 
 

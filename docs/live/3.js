@@ -16,7 +16,7 @@ const level = (k) => 0.01 * 1000 ** (k / LEVELS);
 function beside(points, count, centre) {
   const every = points.length / 2 / count;
   return Float64Array.from({ length: 2 * count }, (_, k) =>
-    (k % 2 ? 1 : 0.6) * points[2 * Math.floor(Math.floor(k / 2) * every) + k % 2] + (k % 2 ? 0 : centre));
+    (k % 2 ? 1 : 0.55) * points[2 * Math.floor(Math.floor(k / 2) * every) + k % 2] + (k % 2 ? 0 : centre));
 }
 
 function blobs(count, around) {
@@ -28,9 +28,9 @@ function blobs(count, around) {
 }
 
 const PAIRS = {
-  moons: () => [beside(CLOUDS.moons(), 100, -1.4), beside(blobs(96, 8), 96, 1.4)],
-  rings: () => [beside(CLOUDS.rings(), 100, -1.4), beside(CLOUDS.spirals(), 100, 1.4)],
-  blob: () => [beside(blobs(60, 1), 60, -1.4), beside(blobs(60, 3), 60, 1.4)],
+  moons: () => [beside(CLOUDS.moons(), 100, -1.3), beside(blobs(96, 8), 96, 1.3)],
+  rings: () => [beside(CLOUDS.rings(), 100, -1.3), beside(CLOUDS.spirals(), 100, 1.3)],
+  blob: () => [beside(blobs(60, 1), 60, -1.3), beside(blobs(60, 3), 60, 1.3)],
 };
 
 class Figure {
