@@ -64,6 +64,8 @@ def main(arguments: list[str]) -> None:
         rest = [Path(name) for name in rest or [FOLDERS[command]]]
     try:
         getattr(import_module(f"pipeline.{module}"), function)(*rest)
+    except KeyboardInterrupt:  # what was asked for needs no traceback
+        raise SystemExit(130) from None
     except OSError as error:  # such as a folder that cannot be written to
         raise Refused(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from error
 

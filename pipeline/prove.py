@@ -12,7 +12,7 @@ from pipeline.repro import data, mending
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 # But notebooks get the threads of the pipeline: how many add up a sum decides its last digits, and near a threshold a
 # verdict.  Two notebooks at a time have more threads than there are cores: one that waits for another must sleep, not
-# spin on the core that the other needs, which cost six times the processor time (and changes no digit).
+# spin on the core that the other needs, by which training took eight times as long (and no digit another value).
 NOTEBOOKS = {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONHASHSEED": "0"}
 
 

@@ -115,7 +115,7 @@ def surroundings(out: Path, checkpoints: Path) -> Iterator[None]:
             os.environ.update({stage.OUT: str(out), stage.CHECKPOINTS: str(checkpoints), stage.PIPE: str(pipe),
                                "PYTHONPATH": str(files.ROOT), "PYTHONHASHSEED": "0", "IPYTHONDIR": scratch,
                                "JUPYTER_RUNTIME_DIR": scratch})
-            os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # torch's idle threads leave a busy machine its cores
+            os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # torch's idle threads leave a busy machine its cores
             yield
 
 

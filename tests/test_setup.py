@@ -241,13 +241,21 @@ def test_a_wrong_command_is_answered_with_the_list(words: str):
     assert all(re.search(rf"^    {name}\b", said, re.MULTILINE) for name in command.COMMANDS)
 
 
-def test_what_the_system_refuses_is_told_with_its_file(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_the_system_refuses_is_told_with_its_file_and_an_interruption_ends_quietly(
+        folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(setup, "go_on", lambda _: None)
     monkeypatch.setattr(setup, "surroundings", lambda: None)
     (folder / "student").touch()
     monkeypatch.setattr("pipeline.student.write", lambda folder: folder.mkdir())
     monkeypatch.chdir(folder)
     with pytest.raises(Refused, match=r"^error: student: File exists$"):
+        command.main(["student"])
+
+    def interrupted(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.student.write", interrupted)
+    with pytest.raises(SystemExit, match="130"):
         command.main(["student"])
 
 
