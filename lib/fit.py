@@ -13,8 +13,6 @@ On several ranks (`torchrun`, then `ranks.join`) each draws its own batch from a
 are averaged as by DistributedDataParallel, but without its wrapper: a loss has the model itself, with its parts and
 derivatives.  Rank 0 writes the checkpoints and shows the progress.
 """
-from __future__ import annotations
-
 import copy
 import hashlib
 import io

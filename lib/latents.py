@@ -8,8 +8,6 @@ minutes, and D shows the result in 28 × 28 pixels.  Distances between codes are
 hides part of the errors: it draws digits from wrong codes too.  So what is generated through D is read beside D(E(x)).
 `full/autoencoder.py` trains it; the stage `latents` of the pipeline, `python -m lib.latents`, encodes MNIST once.
 """
-from __future__ import annotations
-
 import functools
 import os
 from pathlib import Path as File

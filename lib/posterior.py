@@ -14,8 +14,6 @@ set is asked for, a `lib.kernels.prepare`d cloud will do, its weights in it: the
 They solve the continuity equation ∂_t p_t + ∇·(p_t v_t) = 0 exactly, for any data set.  At t with
 m = 0 the density is a sum of spikes: a `ValueError`.
 """
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

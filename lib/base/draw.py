@@ -2,8 +2,6 @@
 
 So one seed means one sequence, wherever the data live.
 """
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.distributions import Normal

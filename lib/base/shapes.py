@@ -1,6 +1,4 @@
 """Shapes that recur: times as tensors, coefficients as columns."""
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

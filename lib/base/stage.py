@@ -3,8 +3,6 @@
 In Jupyter and in a terminal this is tqdm.  Inside the pipeline anything a cell prints would land in the
 executed notebook, so the runner names a FIFO in the environment and the bar goes there instead.
 """
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Iterable
