@@ -104,7 +104,9 @@ class Bridge:
         iteration is the reversal of its forward drift started from p_0, so the flow is that of the forward
         process up to the error of the regression.  Its pairs (x_0, x_1) are not those of the bridge.
         """
-        t = self.times.flip(0) if t is None else t
+        t = self.times.flip(0) if t is None else solve.grid(t, x)
+        if t[0] < t[-1]:
+            check.refuse("t", "a grid that rises", "one that falls, from the time of x to that of base_log_p")
         return solve.log_likelihood(self.velocity, x, t, base_log_p, divergence)
 
 
@@ -169,7 +171,7 @@ def train_dsbm(x0: Tensor, x1: Tensor, sigma: float, *, generator: torch.Generat
 def symmetric_times(steps: int, ratio: float = 1.0) -> Tensor:
     """Times 0 = t_0 < … < t_N = 1, steps growing linearly from both ends to `ratio` times the first in the middle."""
     check.count("steps", steps)
-    check.positive("ratio", ratio)
+    check.finite("ratio", check.positive("ratio", ratio))
     k = torch.arange(steps, dtype=torch.float64)
     ramp = torch.minimum(k, steps - 1 - k) / max((steps - 1) // 2, 1)
     h = 1 + (ratio - 1) * ramp
@@ -210,6 +212,9 @@ def bridge_pairs(x0: Tensor, x1: Tensor, sigma: float, times: Tensor, direction:
 
     t is uniform up to the last knot at which the drift is used: [0, t_{N−1}] forward, [t_1, 1] backward.
     """
+    check.alike("x0", check.points("x0", x0), check.points("x1", x1), "x1")
+    check.finite("sigma", check.positive("sigma", sigma))
+    times = solve.grid(times, x0, "times")
     check.choice("direction", direction, DIRECTIONS)
     low, high = (0.0, float(times[-2])) if direction == "forward" else (float(times[1]), 1.0)
 

@@ -70,7 +70,7 @@ def score_difference(x: Tensor, target: Tensor | Denoise, source: Tensor | Denoi
 def noise_levels(high: float, low: float, n: int, *, generator: torch.Generator | None = None) -> Tensor:
     """n noise levels (n,) falling geometrically from `high` to `low`; with a generator, log-uniform between them."""
     check.positive("low", low)
-    check.within("high", high, low, math.inf)
+    check.within("high", check.finite("high", check.positive("high", high)), float(low), math.inf)
     check.count("n", n)
     u = torch.linspace(1, 0, n, dtype=torch.float64) if generator is None else torch.rand(
         n, generator=generator, dtype=torch.float64, device=generator.device)
@@ -180,6 +180,11 @@ def generator_loss(target: Tensor, *, latent: int, high: float, low: float, labe
 def class_shift(y: Tensor, target: Tensor, target_label: Tensor, source: Tensor, source_label: Tensor,
                 sigma: float) -> Tensor:
     """`mean_shift` within classes, shape (B, D): y[i], noised from source[i], sees only points of its own class."""
+    check.points("target", target)
+    check.alike("y", y, check.points("source", source, dim=target.shape[1], like=target), "source")
+    for name, label, points in (("target_label", target_label, target), ("source_label", source_label, source)):
+        if check.dense(name, label).shape != points.shape[:1]:
+            check.refuse(name, f"shape {tuple(label.shape)}", f"shape {tuple(points.shape[:1])}, one for each point")
     shift = torch.empty_like(y)
     for c in source_label.unique().tolist():
         ours, theirs = source_label == c, target_label == c
@@ -216,6 +221,8 @@ class Denoiser(nn.Module):
         self.net, self.scale = net, float(check.positive("scale", scale))
 
     def forward(self, y: Tensor, sigma: float | Tensor, label: Tensor | None = None) -> Tensor:
+        check.points("y", y)
+        check.within("sigma", sigma, 0.0, torch.finfo(y.dtype).max)
         sigma, s = torch.as_tensor(sigma, dtype=y.dtype, device=y.device), self.scale
         r = (s**2 + sigma**2).sqrt().reshape(-1, 1)
         seen = self.net(2 / math.pi * torch.atan(s / sigma), y / r, label)

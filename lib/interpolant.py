@@ -92,9 +92,7 @@ class Interpolant:
         if (z is None) != (self.latent is None):
             need = "None: this interpolant has no latent" if self.latent is None else "a latent shaped like x1"
             check.refuse("z", "None" if z is None else "a tensor", need)
-        if z is not None and z.shape != like.shape:
-            check.refuse("z", f"shape {tuple(z.shape)}", f"the shape of x1, {tuple(like.shape)}")
-        return z is not None
+        return z is not None and check.alike("z", z, like, "x1") is z
 
 
 def linear(latent: OfTime | None = None) -> Interpolant:
@@ -156,6 +154,7 @@ def quadratic(f: Tensor, target: Tensor) -> dict[str, Tensor]:
     The gradient of G is that of the squared error E|f − T|², its minimum is minus the path length E|f*|², so
     its value does not compare interpolants.  G̃ = 0 is necessary at the minimum, not sufficient.
     """
+    check.alike("target", target, check.rows("f", f), "f")
     length, product = f.square().sum(1).mean(), (f * target).sum(1).mean()
     return {"loss": length - 2 * product, "monitor": 2 * (length - product).detach(), "length": length.detach()}
 
@@ -172,6 +171,7 @@ def regression_loss(field: Field, interpolant: Interpolant, x0: Tensor, x1: Tens
     check.choice("target", target, ("velocity", "denoiser", "score"))
     if target != "velocity":
         interpolant.gamma(t)
+    interpolant = Interpolant(interpolant) if isinstance(interpolant, Path) else interpolant
     x0, x1, t, z = antithetic(interpolant, x0, x1, t, generator)
     wanted = {"velocity": lambda: interpolant.velocity(x0, x1, t, z), "denoiser": lambda: z,
               "score": lambda: score_from_denoiser(interpolant, t, z)}[target]()
@@ -184,6 +184,7 @@ velocity_loss = regression_loss  # with the target that it has unless told other
 def antithetic(interpolant: Interpolant, x0: Tensor, x1: Tensor, t: float | Tensor,
                generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """(x0, x1, t, z) with the batch repeated for z and −z; as given, with z = None, without latent."""
+    check.alike("x0", x0, check.points("x1", x1), "x1")
     t = as_time(t, x1)
     if interpolant.latent is None:
         return x0, x1, t, None
@@ -250,6 +251,7 @@ def score_from_velocity(path: Path | Interpolant, t: float | Tensor, x: Tensor, 
     to x_1 it is wrong and nothing shows it: use a latent and `score_from_denoiser` there.
     """
     path = path.one_sided() if isinstance(path, Interpolant) else path
+    check.alike("v", v, check.points("x", x), "x")
     t = as_time(t, x)
     a, m, (da, dm) = path.a(t), path.m(t), path.rates(t)
     if not check.opaque(m) and not bool((m > torch.finfo(m.dtype).eps).all()):
@@ -262,6 +264,7 @@ def score_from_velocity(path: Path | Interpolant, t: float | Tensor, x: Tensor, 
 
 def score_from_denoiser(interpolant: Interpolant, t: float | Tensor, eta: Tensor) -> Tensor:
     """∇log ρ_t = −η/γ (B, D), for any ends and any coupling; refused where γ = 0."""
+    check.points("eta", eta)
     return -eta / column(interpolant.gamma(as_time(t, eta)), eta)
 
 
@@ -272,9 +275,9 @@ def diffuse(velocity: Field, score: Field, epsilon: float | OfTime, x: Tensor, t
     An increasing grid runs b + εs forward from ρ at t[0], a decreasing one b − εs backward.
     """
     if not callable(epsilon):
-        check.within("epsilon", epsilon, 0.0, math.inf)
+        check.within("epsilon", epsilon, 0.0, 1e150)
     t = solve.grid(t, check.floating("x", x))
-    epsilon_at = epsilon if callable(epsilon) else lambda t: torch.full_like(t, epsilon)
+    epsilon_at = epsilon if callable(epsilon) else lambda t: torch.full_like(t, float(epsilon))
     sign = 1.0 if t[-1] > t[0] else -1.0
     return solve.sde(lambda t, x: velocity(t, x) + sign * epsilon_at(t) * score(t, x),
                      lambda t: (2 * epsilon_at(t)).sqrt(), x, t, generator)
@@ -300,6 +303,9 @@ def gaussian_length(path: Path | Interpolant, variance0: float | Tensor, varianc
     With V = m²V_0 + a²V_1 + 2am·Cov(x_0, x_1) + γ² in a coordinate, b = (V′/2V) x and E|b|² = V′²/4V; the least
     possible, W₂², is (√V_1 − √V_0)².  Midpoint rule; differentiable in the path.
     """
+    for name, value in (("variance0", variance0), ("variance1", variance1)):
+        check.within(name, value, 0.0, 1e150)
+    check.count("nodes", nodes)
     v0, v1, c = (torch.as_tensor(v, dtype=torch.float64).reshape(-1, 1) for v in (variance0, variance1, covariance))
     t = (torch.arange(nodes, dtype=torch.float64, device=v1.device) + 0.5) / nodes
     path, latent = (path.ends, path.latent) if isinstance(path, Interpolant) else (path, None)

@@ -171,17 +171,18 @@ def _stderr(values: Tensor, dim: int) -> Tensor:
 
 
 def _normalised(data: Tensor) -> Tensor:
-    moment = float(check.points("data", data).double().square().mean())
+    moment = float(check.points("data", data).detach().double().square().mean())
     if abs(moment - 1) > MOMENT_TOLERANCE:
         check.refuse("data", f"second moment {moment:.4g} per dimension",
                      "1: use lib.data.normaliser and carry samples back with its inverse")
-    return data / math.sqrt(moment)
+    return data.detach() / math.sqrt(moment)
 
 
 def _ratios(s: Tensor) -> Tensor:
-    s = check.vector("s", s).double().cpu()
+    s = check.vector("s", s).detach().double().cpu()
     if s[0] < 0 or bool((s.diff() <= 0).any()):
         check.refuse("s", "a grid that is negative or does not increase", "increasing ratios a/m ≥ 0")
+    check.within("s", s, 0.0, 1e7)  # beyond it s²/(1 + s²) is 1
     return s
 
 
@@ -224,7 +225,7 @@ def unroll(lam: Lambda, floor: float = 0.0) -> tuple[Tensor, Tensor]:
     check.within("floor", floor, 0.0, 1.0)
     theta = torch.linspace(0, math.pi / 2, NODES + 1, dtype=torch.float64)
     middle = (theta[1:] + theta[:-1]) / 2  # never asks for λ at s = ∞
-    root = gamma(lam, torch.tan(middle)).clamp_min(max(floor, 1e-16)).sqrt()  # never 0: Θ has an inverse
+    root = gamma(lam, torch.tan(middle)).clamp_min(max(float(floor), 1e-16)).sqrt()  # never 0: Θ has an inverse
     return theta, torch.cat([root.new_zeros(1), (root * theta.diff()).cumsum(0)])
 
 

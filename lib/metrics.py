@@ -38,7 +38,7 @@ def _off_diagonal_mean(k: Tensor) -> Tensor:
 def wasserstein2(x: Tensor, y: Tensor) -> float:
     """W₂, not its square, of the empirical measures of x (n, D) and y (m, D), exact, by POT."""
     _two_clouds(x, y)
-    cost = _distances(x, y).square().cpu().numpy()
+    cost = _distances(x, y).square().detach().cpu().numpy()
     return math.sqrt(max(float(ot.emd2([], [], cost, numItermax=10_000_000)), 0.0))
 
 
@@ -142,6 +142,7 @@ def histogram(label: Tensor, classes: int, reference: Tensor | None = None) -> H
         check.refuse("label", getattr(label, "shape", type(label).__name__), "an int64 tensor of shape (n,), n ≥ 1")
     check.within("label", label, 0, check.count("classes", classes) - 1)
     q = torch.full((classes,), 1 / classes) if reference is None else check.vector("reference", reference, classes)
+    check.within("reference", q, 0.0, 1.0)
     share = torch.bincount(label, minlength=classes).double() / len(label)
     kl = torch.special.xlogy(share, share) - torch.special.xlogy(share, q.double().to(share))
     return Histogram(share, int((share > 0).sum()), float(kl.sum()))
@@ -157,12 +158,13 @@ def copies(samples: Tensor, train: Tensor, held_out: Tensor, share: float = 0.01
 
     _two_clouds(samples, train, ("samples", "train"))
     check.points("held_out", held_out, dim=train.shape[1], like=train)
+    samples, train, held_out = (z.detach() for z in (samples, train, held_out))
     check.within("share", share, 0, 1)
     tree = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(train.double().cpu().numpy())
     nearest = (tree.kneighbors(z.double().cpu().numpy(), return_distance=False)[:, 0] for z in (samples, held_out))
     near, fresh = ((z - train[torch.from_numpy(which).to(train.device)]).norm(dim=1)  # a copy is at 0, not near it
                    for z, which in zip((samples, held_out), nearest, strict=True))
-    bound = fresh.quantile(share)
+    bound = fresh.quantile(float(share))
     if bound == 0:
         check.refuse("held_out", f"{float((fresh == 0).double().mean()):.2%} of its points in train", "unseen points")
     return float((near <= bound).double().mean())
@@ -178,7 +180,7 @@ def c2st(x: Tensor, y: Tensor, *, folds: int = 5, seed: int = 0) -> float:
     n = min(len(x), len(y))
     if check.count("folds", folds, low=2) > n:
         check.refuse("folds", folds, f"at most {n}, the number of points in each cloud")
-    features = torch.cat([x[:n], y[:n]]).cpu().numpy()
+    features = torch.cat([x[:n], y[:n]]).detach().cpu().numpy()
     labels = torch.cat([torch.zeros(n), torch.ones(n)]).numpy()
     folds_ = StratifiedKFold(folds, shuffle=True, random_state=seed)
     return float(cross_val_score(HistGradientBoostingClassifier(random_state=seed), features, labels, cv=folds_).mean())

@@ -58,6 +58,14 @@ class FourierFeatures(nn.Module):
         return torch.cat([x, torch.cos(x @ self.omega), torch.sin(x @ self.omega)], 1)
 
 
+def given(t: Tensor | float, x: Tensor, dim: int, like: Tensor) -> None:
+    """Refuse what is no state (B, dim) at a time, and say so where the two have changed places."""
+    if not isinstance(t, (int, float)) and check.dense("t", t).dim() == 2:
+        check.refuse("t", f"shape {tuple(t.shape)}", "a number or (B,): the order is f(t, x), time first")
+    if check.rows("x", x, dim=dim).dtype != like.dtype or x.device != like.device:
+        check.refuse("x", f"{x.dtype} on {x.device}", f"{like.dtype} on {like.device}, as the network")
+
+
 def embedded(embedding: nn.Embedding | None, label: Tensor | None, x: Tensor) -> Tensor | float:
     """The embedding of integer labels (B,), one for each row of x; 0 for a network without classes."""
     if embedding is None and label is None:
@@ -65,7 +73,7 @@ def embedded(embedding: nn.Embedding | None, label: Tensor | None, x: Tensor) ->
     if embedding is None or label is None:
         check.refuse("label", "None" if label is None else "labels",
                      "labels for a network with classes, None for one without")
-    if label.shape != x.shape[:1] or label.dtype not in (torch.int32, torch.int64):
+    if check.dense("label", label).shape != x.shape[:1] or label.dtype not in (torch.int32, torch.int64):
         check.refuse("label", f"{label.dtype} of shape {tuple(label.shape)}", f"integers of shape ({len(x)},)")
     check.within("label", label, 0, embedding.num_embeddings - 1)
     return embedding(label)
@@ -101,7 +109,7 @@ class MLP(nn.Module):
             nn.init.zeros_(self.last.bias)
 
     def forward(self, t: Tensor | float, x: Tensor, label: Tensor | None = None) -> Tensor:
-        check.rows("x", x, dim=self.dim)
+        given(t, x, self.dim, self.last.weight)
         h = self.first(torch.cat([self.features(x), self.time(t, x)], 1)) + embedded(self.embedding, label, x)
         for layer in self.hidden:
             h = layer(nn.functional.silu(h))
@@ -121,7 +129,7 @@ class ResidualMLP(MLP):
             self.shift = nn.ModuleList(nn.Linear(self.time.size, width, bias=False) for _ in range(depth))
 
     def forward(self, t: Tensor | float, x: Tensor, label: Tensor | None = None) -> Tensor:
-        check.rows("x", x, dim=self.dim)
+        given(t, x, self.dim, self.last.weight)
         time = self.time(t, x)
         h = self.first(torch.cat([self.features(x), time], 1)) + embedded(self.embedding, label, x)
         for norm, shift, layer in zip(self.norm, self.shift, self.hidden, strict=True):
@@ -155,7 +163,7 @@ class ConvNet(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, t: Tensor | float, x: Tensor, label: Tensor | None = None) -> Tensor:
-        check.rows("x", x, dim=math.prod(self.shape))
+        given(t, x, math.prod(self.shape), self.last.weight)
         condition = self.condition(self.time(t, x)) + embedded(self.embedding, label, x)
         condition = nn.functional.silu(condition)
         h = self.first(x.unflatten(1, self.shape))

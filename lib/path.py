@@ -64,9 +64,7 @@ class Path:
 
 def _paired(x0: Tensor, x1: Tensor, t: float | Tensor) -> Tensor:
     check.finite("x1", check.floating("x1", x1))
-    check.finite("x0", check.floating("x0", x0, like=x1))
-    if x0.shape != x1.shape:
-        check.refuse("x0", f"shape {tuple(x0.shape)}", f"the shape of x1, {tuple(x1.shape)}")
+    check.alike("x0", x0, x1, "x1")
     return as_time(t, x1)
 
 
@@ -114,8 +112,8 @@ def from_table(t: Tensor, a: Tensor, m: Tensor, name: str = "table") -> Path:
 
 def pchip(knots: Tensor, values: Tensor) -> Callable[[Tensor], Tensor]:
     """Monotone cubic interpolant of (K,) knots and values, for tensors of any shape; constant outside."""
-    edges = knots.double().cpu()
-    spline = PchipInterpolator(edges.numpy(), values.double().cpu().numpy())
+    edges = knots.detach().double().cpu()
+    spline = PchipInterpolator(edges.numpy(), values.detach().double().cpu().numpy())
     cubics = torch.cat([torch.from_numpy(spline.c.T), edges[:-1, None]], 1)  # a row for each interval, from its left
 
     def f(t: Tensor) -> Tensor:

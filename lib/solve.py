@@ -145,6 +145,9 @@ def hutchinson_divergence(f: Field, probes: Tensor) -> Field:
     (Grathwohl et al. 2019); its exponential is not unbiased.
     """
 
+    if check.finite("probes", check.floating("probes", probes)).dim() != 3 or not len(probes):
+        check.refuse("probes", f"shape {tuple(probes.shape)}", "shape (K, B, D) with K ≥ 1")
+
     def divergence(t: Tensor, x: Tensor) -> Tensor:
         if probes.shape[1:] != x.shape:
             check.refuse("probes", f"shape {tuple(probes.shape)}", f"shape (K, {len(x)}, {x.shape[1]})")

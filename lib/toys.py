@@ -64,7 +64,8 @@ def eight_gaussians(radius: float = 4 / math.sqrt(2), std: float = 0.5 / math.sq
 
 def gaussian_grid(side: int = 5, spacing: float = 2.0, std: float = 0.05) -> Toy:
     """side × side Gaussians on a square grid centred at 0; the 25-Gaussian grid by default."""
-    line = spacing * (torch.arange(side, dtype=torch.float64) - (side - 1) / 2)
+    check.positive("spacing", spacing)
+    line = spacing * (torch.arange(check.count("side", side), dtype=torch.float64) - (side - 1) / 2)
     return mixture(f"{side**2} Gaussians", torch.cartesian_prod(line, line), std)
 
 
@@ -91,7 +92,10 @@ def pinwheel(arms: int = 5, radial: float = 0.6, tangential: float = 0.2, twist:
     unsheared point.  (Johnson et al. 2016 shear by the radial coordinate before rotation, which has no
     single-valued inverse.)
     """
-    angle = torch.arange(arms, dtype=torch.float64) * 2 * math.pi / arms
+    for name, value in (("radial", radial), ("tangential", tangential)):
+        check.positive(name, value)
+    check.within("twist", twist, -100.0, 100.0)
+    angle = torch.arange(check.count("arms", arms), dtype=torch.float64) * 2 * math.pi / arms
     scale, centre = torch.tensor([[radial, tangential], [2.0, 0.0]], dtype=torch.float64)
 
     def sample(n: int, g: torch.Generator) -> Tensor:

@@ -81,6 +81,13 @@ def finite(name: str, x: Tensor) -> Tensor:
     return x
 
 
+def alike(name: str, x: object, other: Tensor, of: str) -> Tensor:
+    """A finite tensor with the shape, dtype and device of the `other`, called `of`: nothing is broadcast."""
+    if floating(name, x, like=other).shape != other.shape:
+        refuse(name, f"shape {tuple(x.shape)}", f"the shape of {of}, {tuple(other.shape)}")
+    return finite(name, x)
+
+
 def log_weights(name: str, log_w: object, length: int, *, like: Tensor) -> Tensor:
     """Log-weights of shape (length,): finite or −inf, at least one finite."""
     if dense(name, log_w, f"a torch.Tensor of shape ({length},)").shape != (length,):

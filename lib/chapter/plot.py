@@ -136,7 +136,7 @@ def images(ax: Axes, x: Tensor, *, side: int = 8, columns: int = 10, title: str 
     sheet = torch.full((rows * columns, side + 1, side + 1, depth), 0.0 if ink else 1.0)  # white paper
     sheet[: len(x), :side, :side] = pixels
     sheet = sheet.reshape(rows, columns, side + 1, side + 1, depth).permute(0, 2, 1, 3, 4)
-    ax.imshow(sheet.reshape(rows * (side + 1), columns * (side + 1), depth).squeeze(-1)[:-1, :-1].numpy(),
+    ax.imshow(sheet.reshape(rows * (side + 1), columns * (side + 1), depth).squeeze(-1)[:-1, :-1].detach().numpy(),
               cmap="gray_r" if ink else "gray", vmin=0, vmax=1, interpolation="nearest")
     ax.set_title(title)
     ax.axis("off")

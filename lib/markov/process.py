@@ -31,6 +31,7 @@ from lib.solve import Field
 
 def house_time(tau: float | Tensor) -> Tensor:
     """The time t = e^{−τ} at which `house_path` has the noise of the Ornstein–Uhlenbeck process with C = I."""
+    check.within("tau", tau, 0.0, math.inf)
     return (tau if isinstance(tau, Tensor) else torch.tensor(tau, dtype=torch.float64)).neg().exp()
 
 
@@ -55,6 +56,12 @@ class Process:
     transition: Callable[[float | Tensor, Tensor, Tensor], Tensor]
     log_stationary: Callable[[Tensor], Tensor]
 
+    def placed(self, name: str, x: Tensor) -> Tensor:
+        """`x` itself if it is finite and has the coordinates of the process last."""
+        if check.floating(name, x).shape[-1:] != (self.dim,) or not x.numel():
+            check.refuse(name, f"shape {tuple(x.shape)}", f"shape (…, {self.dim})")
+        return check.finite(name, x)
+
     def eigenvalues(self, index: Tensor) -> Tensor:
         """λ_k ≤ 0, shape (M,), for multi-indices (M, d)."""
         return self.line_eigenvalues(index) @ self.rates
@@ -62,6 +69,9 @@ class Process:
     def eigenfunctions(self, x: Tensor, index: Tensor) -> Tensor:
         """φ_k(x), shape (B, M), for x (B, d) and multi-indices (M, d)."""
         check.points("x", x, dim=self.dim)
+        if check.dense("index", index).dtype != torch.int64 or index.shape[1:] != (self.dim,) or not len(index):
+            check.refuse("index", f"{index.dtype} of shape {tuple(index.shape)}", f"integers of shape (M, {self.dim})")
+        check.within("index", index, 0, 1000)
         value, _ = self.line(x @ self.frame.to(x), int(index.max()))
         return value[:, torch.arange(self.dim), index].prod(-1)
 
@@ -77,7 +87,7 @@ class Process:
     def transition_score(self, tau: float | Tensor, x: Tensor, y: Tensor) -> Tensor:
         """∇_y log p_τ(y | x) for x and y (B, d): the target of denoising score matching."""
         with torch.enable_grad():
-            y = y.detach().requires_grad_()
+            y = self.placed("y", y).detach().requires_grad_()
             return torch.autograd.grad(self.transition(tau, x, y).sum(), y)[0]
 
 
@@ -139,6 +149,7 @@ class OrnsteinUhlenbeck(Process):
 
     def scales(self, tau: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """e^{−cτ} and √(1 − e^{−2cτ}) along the axes, for τ a number or (B,) and x (B, …, d)."""
+        self.placed("x", x)
         decay = column(check.positive("tau", tau, shape=x.shape[:1], like=x), x) * self.rates.to(x)
         return (-decay).exp(), (-torch.expm1(-2 * decay)).sqrt()
 
@@ -149,17 +160,17 @@ class OrnsteinUhlenbeck(Process):
 
     def transition(self, tau: float | Tensor, x: Tensor, y: Tensor) -> Tensor:
         """log p_τ(y | x) in nats; x and y (…, d) broadcast."""
-        (r, s), frame = self.scales(tau, y), self.frame.to(y)
+        (r, s), frame = self.scales(tau, y), self.frame.to(check.floating("x", self.placed("x", x), like=y))
         z = (y @ frame - r * (x @ frame)) / s
         return -(z.square() / 2 + s.log() + math.log(2 * math.pi) / 2).sum(-1)
 
     def stationary(self, n: int, generator: torch.Generator) -> Tensor:
         """n draws from π, shape (n, d), float64."""
-        return draw.normal(torch.empty(n, self.dim, dtype=torch.float64), generator)
+        return draw.normal(torch.empty(check.count("n", n), self.dim, dtype=torch.float64), generator)
 
     def log_stationary(self, x: Tensor) -> Tensor:
         """log π(x) in nats, for x (…, d)."""
-        return -(x.square() + math.log(2 * math.pi)).sum(-1) / 2
+        return -(self.placed("x", x).square() + math.log(2 * math.pi)).sum(-1) / 2
 
     def kernel_score(self, data: Tensor, tau: float, x: Tensor, log_w: Tensor | None = None) -> Tensor:
         """Score of the noised data set: each axis in units of its own noise, so that one softmax serves any C."""
@@ -206,7 +217,7 @@ class ReflectedBrownian(Process):
 
     def noise(self, x: Tensor, tau: float | Tensor, generator: torch.Generator) -> Tensor:
         """An exact draw of X_τ from each row of x (B, d); τ a number or (B,)."""
-        tau = check.positive("tau", tau, shape=x.shape[:1], like=x)
+        tau = check.finite("tau", check.positive("tau", tau, shape=self.placed("x", x).shape[:1], like=x))
         free = (x + column(2 * tau, x).sqrt() * draw.normal(x, generator)).remainder(2 * math.pi)
         return torch.minimum(free, 2 * math.pi - free)
 
@@ -218,18 +229,19 @@ class ReflectedBrownian(Process):
 
     def transition(self, tau: float | Tensor, x: Tensor, y: Tensor) -> Tensor:
         """log p_τ(y | x) in nats; x and y (…, d) broadcast."""
-        tau = column(check.positive("tau", tau, shape=y.shape[:1], like=y), y)
+        check.floating("x", self.placed("x", x), like=self.placed("y", y))
+        tau = column(check.finite("tau", check.positive("tau", tau, shape=y.shape[:1], like=y)), y)
         step = self.images(float(tau.max()), x) - y[..., None]
         log_p = -step.square() / (4 * tau[..., None]) - (4 * math.pi * tau[..., None]).log() / 2
         return log_p.logsumexp(-1).sum(-1)
 
     def stationary(self, n: int, generator: torch.Generator) -> Tensor:
         """n draws from π, shape (n, d), float64."""
-        return math.pi * draw.uniform(torch.empty(n, self.dim, dtype=torch.float64), generator)
+        return math.pi * draw.uniform(torch.empty(check.count("n", n), self.dim, dtype=torch.float64), generator)
 
     def log_stationary(self, x: Tensor) -> Tensor:
         """log π(x) = −d log π in nats, for x (…, d) in the box."""
-        return x.new_full(x.shape[:-1], -self.dim * math.log(math.pi))
+        return self.placed("x", x).new_full(x.shape[:-1], -self.dim * math.log(math.pi))
 
     def kernel_score(self, data: Tensor, tau: float, x: Tensor, log_w: Tensor | None = None) -> Tensor:
         """Score of the noised data set, one softmax over its mirror images: one image per axis, every combination."""
@@ -243,6 +255,7 @@ class ReflectedBrownian(Process):
 def into_box(x: Tensor, margin: float = 0.1) -> Affine:
     """The affine map of each coordinate's range onto [margin·π, (1 − margin)·π], for `ReflectedBrownian`."""
     low, high = check.points("x", x).aminmax(dim=0)
+    check.within("margin", margin, 0.0, 0.499)
     if bool((low == high).any()):
         check.refuse("x", f"{int((low == high).sum())} constant coordinates", "coordinates that vary")
     scale = (high - low) / (math.pi * (1 - 2 * margin))

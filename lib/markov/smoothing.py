@@ -61,9 +61,9 @@ def noised_gaussians(data: Tensor, process: OrnsteinUhlenbeck, tau: float, metri
     check.positive("tau", tau)
     if not isinstance(process, OrnsteinUhlenbeck):
         check.refuse("process", type(process).__name__, "an OrnsteinUhlenbeck process")
-    if metric.shape != (*data.shape, data.shape[1]):
+    if check.floating("metric", metric).shape != (*data.shape, data.shape[1]):
         check.refuse("metric", f"shape {tuple(metric.shape)}", f"shape {(*data.shape, data.shape[1])}")
-    y, h = data.double(), metric.to(data.device).double()
+    y, h = data.double(), check.finite("metric", metric).to(data.device).double()
     if variant == "pushed":
         rates, axes = process.rates.to(y), process.frame.to(y)
     else:
@@ -87,10 +87,14 @@ def gaussian_mixture(x: Tensor, means: Tensor, covariances: Tensor) -> Mixture:
     With P_i the precisions, log N(x; μ_i, P_i⁻¹) is linear in the features (xxᵀ, x), so this is the one reduction on
     features with the values (P_i, P_i μ_i): a streamed softmax, and B × N numbers are never held.
     """
-    check.points("x", x, dim=means.shape[1])
+    check.points("x", x, dim=check.points("means", means).shape[1])
+    if check.floating("covariances", covariances).shape != (*means.shape, means.shape[1]):
+        check.refuse("covariances", f"shape {tuple(covariances.shape)}", f"shape {(*means.shape, means.shape[1])}")
     centre = means.double().mean(0)
     y, mu = x.double() - centre, means.double() - centre
-    root = torch.linalg.cholesky(covariances.double())
+    root, failed = torch.linalg.cholesky_ex(check.finite("covariances", covariances).double())
+    if bool(failed.any()):
+        check.refuse("covariances", f"{int((failed > 0).sum())} that are not", "positive definite matrices")
     precision, pull = torch.cholesky_inverse(root), torch.cholesky_solve(mu[..., None], root)[..., 0]
     i, j = torch.triu_indices(x.shape[1], x.shape[1])
     twice = torch.where(i == j, 0.5, 1.0).to(y)
@@ -110,6 +114,7 @@ def local_covariances(data: Tensor, neighbours: int = 6, scale: float = 1.0, flo
     check.points("data", data)
     if len(data) <= check.count("neighbours", neighbours):
         check.refuse("neighbours", neighbours, f"fewer neighbours than points, {len(data)}")
+    data = data.detach()
     points = data.cpu().numpy()
     near = NearestNeighbors(n_neighbors=neighbours + 1).fit(points).kneighbors(points, return_distance=False)
     steps = (data[torch.from_numpy(near).to(data.device)] - data[:, None]).double()

@@ -95,6 +95,9 @@ def marginal_kl(bridge: GaussianBridge, times: Tensor, walk: Tensor) -> float:
 
     walk (K, n, D).  A Gaussian is fitted to each cloud; the fit's own bias, (D + D(D+1)/2)/2n, is subtracted.
     """
+    if check.finite("walk", check.floating("walk", walk)).dim() != 3 or walk.shape[1] < 2:
+        check.refuse("walk", f"shape {tuple(walk.shape)}", "shape (K, n, D) with n ≥ 2")
+    check.vector("times", times, len(walk))
     n, d = walk.shape[1:]
     found = MultivariateNormal(walk.mean(1), torch.stack([torch.cov(x.T) for x in walk]))
     kl = kl_divergence(found, MultivariateNormal(bridge.mean(times.to(walk)), bridge.covariance(times.to(walk))))
@@ -142,20 +145,30 @@ class CloudBridge:
         """(E[X_0|x] − x)/t for x (B, D), 0 < t ≤ 1 a number or (B,)."""
         return (self._seen(0, t, x).mean - x) / column(as_time(t, x), x)
 
+    def sample(self, x: Tensor, direction: str, generator: torch.Generator) -> Tensor:
+        """The other end (B, D), drawn exactly: x at t = 0 goes "forward", x at t = 1 "backward".  Forms B × N."""
+        check.points("x", x, dim=self.x0.shape[1], like=self.x0)
+        check.choice("direction", direction, ("forward", "backward"))
+        points, log_w = (self.x1, self.log_w1) if direction == "forward" else (self.x0, self.log_w0)
+        return points[_chosen(x, points, self.sigma, log_w, check.generator("generator", generator))]
+
     def log_p(self, t: float | Tensor, x: Tensor) -> Tensor:
         """log-density (B,) of the bridge at 0 < t < 1, nats."""
+        log_z = self._seen(0, t, x).log_z + self._seen(1, t, x).log_z
         t = as_time(t, x)
-        return (self._seen(0, t, x).log_z + self._seen(1, t, x).log_z
-                - x.shape[1] / 2 * torch.log(2 * math.pi * self.sigma**2 * t * (1 - t)))
+        return (log_z - x.shape[1] / 2 * torch.log(2 * math.pi * self.sigma**2 * t * (1 - t)))
 
     def _seen(self, end: int, t: float | Tensor, x: Tensor) -> GaussianPosterior:
+        check.points("x", x, dim=self.x0.shape[1], like=self.x0)
         t = as_time(t, x)
+        column(t, x)
         points, log_w, time = (self.x1, self.log_w1, 1 - t) if end else (self.x0, self.log_w0, t)
         return gaussian_posterior(x, points, self.sigma * time.sqrt(), log_w=log_w)
 
 
 def cloud_bridge(x0: Tensor, x1: Tensor, sigma: float, **options: Any) -> CloudBridge:
     """The bridge between x0 (n, D) and x1 (m, D); `options` are those of `sinkhorn`, which must converge."""
+    check.points("x1", x1, dim=check.points("x0", x0).shape[1], like=x0)
     epsilon = 2 * check.positive("sigma", sigma).item() ** 2
     plan = sinkhorn(x0, x1, epsilon, **options)
     if not plan.converged:
@@ -175,16 +188,28 @@ class MixtureBridge:
     centres: Tensor  # (K, D)  r_k
     std: float  # s > 0
     sigma: float
+    log_w: Tensor | None = None  # (K,)  log w_k, of weights that need not sum to one; None: equal ones
+
+    def __post_init__(self) -> None:
+        check.points("centres", self.centres)
+        for name, value in (("std", self.std), ("sigma", self.sigma)):
+            check.finite(name, check.positive(name, value))
+        if self.log_w is not None:
+            check.log_weights("log_w", self.log_w, len(self.centres), like=self.centres)
 
     def forward_drift(self, t: float | Tensor, x: Tensor) -> Tensor:
         """σ²∇log E[φ(X_1) | X_t = x] for x (B, D), t a number or (B,)."""
-        variance = self.std**2 + self.sigma**2 * (1 - as_time(t, x))
-        mean = gaussian_posterior(x, self.centres, variance.sqrt()).mean
+        check.points("x", x, dim=self.centres.shape[1], like=self.centres)
+        t = as_time(t, x)
+        column(t, x)
+        variance = self.std**2 + self.sigma**2 * (1 - t)
+        mean = gaussian_posterior(x, self.centres, variance.sqrt(), log_w=self.log_w).mean
         return column(self.sigma**2 / variance, x) * (mean - x)
 
     def conditional(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (B, D) and covariance (B, D, D) of y given x (B, D)."""
-        p, gain = self._weights(x), self._gain
+        check.points("x", x, dim=self.centres.shape[1], like=self.centres)
+        p, gain = _weights(x, self.centres, self._width, self.log_w), self._gain
         mean, eye = p @ self.centres, torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
         off = self.centres - mean[:, None]
         spread = torch.einsum("bk,bki,bkj->bij", p, off, off)
@@ -192,7 +217,8 @@ class MixtureBridge:
 
     def sample(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """One y (B, D) for each x (B, D)."""
-        k = torch.multinomial(self._weights(x).to(generator.device), 1, generator=generator)[:, 0].to(x.device)
+        check.points("x", x, dim=self.centres.shape[1], like=self.centres)
+        k = _chosen(x, self.centres, self._width, self.log_w, check.generator("generator", generator))
         z = draw.normal(x, generator)
         return x + self._gain * (self.centres[k] - x) + math.sqrt(self._gain) * self.std * z
 
@@ -200,8 +226,21 @@ class MixtureBridge:
     def _gain(self) -> float:
         return self.sigma**2 / (self.sigma**2 + self.std**2)
 
-    def _weights(self, x: Tensor) -> Tensor:
-        return (-torch.cdist(x, self.centres).square() / (2 * (self.sigma**2 + self.std**2))).softmax(1)
+    @property
+    def _width(self) -> float:
+        return math.hypot(self.sigma, self.std)
+
+
+def _weights(x: Tensor, points: Tensor, sigma: float, log_w: Tensor | None) -> Tensor:
+    """The posterior weights (B, N) of points seen from x, which every draw needs one by one."""
+    apart = torch.cdist(x, points, compute_mode="donot_use_mm_for_euclid_dist")
+    return ((0 if log_w is None else log_w) - (apart / sigma).square() / 2).softmax(1)
+
+
+def _chosen(x: Tensor, points: Tensor, sigma: float, log_w: Tensor | None, generator: torch.Generator) -> Tensor:
+    """The number of a point (B,), drawn from these weights."""
+    p = _weights(x, points, sigma, log_w)
+    return torch.multinomial(p.to(generator.device), 1, generator=generator)[:, 0].to(x.device)
 
 
 def conditional_uvp(bridge: MixtureBridge, x: Tensor, y: Tensor) -> float:
@@ -211,6 +250,9 @@ def conditional_uvp(bridge: MixtureBridge, x: Tensor, y: Tensor) -> float:
     latter over the x given (Gushchin et al. 2023).  0 is exact; n samples leave a bias of order tr Cov/n.
     """
     mean, cov = bridge.conditional(x)
+    if check.floating("y", y, like=x).shape != (len(x), *y.shape[1:2], x.shape[1]) or y.shape[1] < 2:
+        check.refuse("y", f"shape {tuple(y.shape)}", f"shape ({len(x)}, n, {x.shape[1]}) with n ≥ 2")
+    check.finite("y", y)
     root, found = power(cov, 0.5), torch.stack([torch.cov(rows.T) for rows in y])
     bures = _trace(cov) + _trace(found) - 2 * _trace(power(root @ found @ root, 0.5))
     w2 = (mean - y.mean(1)).square().sum(1) + bures

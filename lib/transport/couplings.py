@@ -57,12 +57,16 @@ def sinkhorn(x: Tensor, y: Tensor, epsilon: float, *, log_a: Tensor | None = Non
     check.positive("tolerance", tolerance)
     log_a, log_b = normalised("log_a", log_a, x), normalised("log_b", log_b, y)
     clouds = x.double(), y.double(), log_a, log_b
+    centre = clouds[0].mean(0)
+    hot = sum(float((z - centre).detach().norm(dim=1).max()) for z in clouds[:2]) ** 2
+    if epsilon < 1e-12 * hot:
+        check.refuse("epsilon", f"{float(epsilon):.3g} for clouds of squared diameter {hot:.3g}",
+                     f"at least {1e-12 * hot:.3g}, or float64 has no digits of g/ε")
     if g is not None:
         start = check.vector("g", g, len(y), like=x).double()
         f, g, error, _ = _iterate(*clouds, start, epsilon, iterations, tolerance, momentum=False)
     else:
-        centre = clouds[0].mean(0)
-        g, hot = torch.zeros_like(log_b), sum(float((z - centre).detach().norm(dim=1).max()) for z in clouds[:2]) ** 2
+        g = torch.zeros_like(log_b)
         while hot > 2 * epsilon and iterations > 1:
             _, g, _, used = _iterate(*clouds, g, hot, min(STAGE, iterations - 1), COARSE)
             iterations, hot = iterations - used, hot / 2
@@ -124,7 +128,7 @@ def couple(x0: Tensor, x1: Tensor, kind: str, *, epsilon: float | None = None,
         return x0, x1[j.to(x1.device)]
     cost = torch.cdist(x0.double(), x1.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
     if kind == "exact":
-        j = torch.from_numpy(ot.emd([], [], cost.cpu().numpy(), numItermax=10_000_000).argmax(1))
+        j = torch.from_numpy(ot.emd([], [], cost.detach().cpu().numpy(), numItermax=10_000_000).argmax(1))
     else:
         plan = sinkhorn(x0, x1, epsilon, tolerance=1e-3)
         if not plan.converged:
