@@ -321,7 +321,8 @@ INSIDE = {
     "bridge.reversal_pairs": "behind train_dsb", "bridge.simulate": "behind Bridge.trajectory",
     "bridge.Bridge.velocity": "of fields that anyone may give", "data.openml": "needs the network",
     "data.photographs": "no argument", "latents.": "weights and files", "judge.": "weights and files",
-    "nets.": "made with MLP, or files", "fit.": "of a fraction that fit has made", "affine.Affine": "holds tensors", "affine.Affine.": "arithmetic",
+    "nets.": "made with MLP, or files", "fit.": "of a fraction that fit has made", "affine.Affine": "holds tensors",
+    "affine.Affine.": "arithmetic",
     "difference.generate": "of a network that anyone may give", "kinetic.disagreement": "of what estimators has made",
     "path.pchip": "behind from_table", "solve.exact_divergence": "takes a function",
     "solve.": "in the table, by a lambda",
@@ -417,20 +418,38 @@ def bad(draw: Callable, kind: str, good: object) -> object:
     }[kind])
 
 
-@pytest.mark.parametrize(("door", "name"), [(d, name) for d in DOORS for name in arguments(d)[1]])
-@settings(max_examples=5)
-@given(st.data())
-def test_one_bad_argument_is_refused_by_name(door, name, data):
+def refused_by_name(door: str, name: str, n: int) -> None:
     good, kinds = arguments(door)
-    wrong = data.draw(bad(kinds[name], good[name]))
-    if wrong is None and name in (
-            "log_w", "log_a", "log_b", "g", "out", "ema", "clip", "bandwidth", "block", "batch", "backend", "held_out"):
-        return  # None has a meaning there
-    with pytest.raises(ValueError) as error:
-        DOORS[door][0](**(good | {name: wrong}))
-    refusal = re.fullmatch(r"([\w ]+): got .+; need .+", str(error.value))
-    # Where two tensors disagree, either may be the one that is blamed.
-    assert refusal and (refusal[1] == name or (isinstance(wrong, torch.Tensor) and refusal[1] in (*kinds, "x and y")))
+
+    @settings(max_examples=n)
+    @given(st.data())
+    def attempt(data: st.DataObject) -> None:
+        wrong = data.draw(bad(kinds[name], good[name]))
+        if wrong is None and name in OPTIONAL:
+            return
+        with pytest.raises(ValueError) as error:
+            DOORS[door][0](**(good | {name: wrong}))
+        refusal = re.fullmatch(r"([\w ]+): got .+; need .+", str(error.value))
+        # Where two tensors disagree, either may be the one that is blamed.
+        assert refusal and (refusal[1] == name or (isinstance(wrong, torch.Tensor)
+                                                   and refusal[1] in (*kinds, "x and y")))
+
+    attempt()
+
+
+OPTIONAL = ("log_w", "log_a", "log_b", "g", "out", "ema", "clip", "bandwidth", "block", "batch", "backend", "held_out")
+OF_A_KIND = pytest.mark.parametrize(("door", "name"), [(d, name) for d in DOORS for name in arguments(d)[1]])
+
+
+@OF_A_KIND
+def test_one_bad_argument_is_refused_by_name(door, name):
+    refused_by_name(door, name, 3)
+
+
+@pytest.mark.slow
+@OF_A_KIND
+def test_many_bad_arguments_are_refused_by_name(door, name):
+    refused_by_name(door, name, 20)
 
 
 def anything(good: object) -> list[object]:
