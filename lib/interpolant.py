@@ -303,8 +303,8 @@ def gaussian_length(path: Path | Interpolant, variance0: float | Tensor, varianc
     With V = m²V_0 + a²V_1 + 2am·Cov(x_0, x_1) + γ² in a coordinate, b = (V′/2V) x and E|b|² = V′²/4V; the least
     possible, W₂², is (√V_1 − √V_0)².  Midpoint rule; differentiable in the path.
     """
-    for name, value in (("variance0", variance0), ("variance1", variance1)):
-        check.within(name, value, 0.0, 1e150)
+    check.within("variance0", variance0, 0.0, 1e150)
+    check.within("variance1", variance1, 0.0, 1e150)
     check.count("nodes", nodes)
     v0, v1, c = (torch.as_tensor(v, dtype=torch.float64).reshape(-1, 1) for v in (variance0, variance1, covariance))
     t = (torch.arange(nodes, dtype=torch.float64, device=v1.device) + 0.5) / nodes

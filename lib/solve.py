@@ -99,14 +99,11 @@ def log_likelihood(f: Field | Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
                    **tolerances: float) -> Tensor:
     """log p(x) in nats, shape (B,), of the density that the flow of f carries to `base_log_p` at t[-1].
 
-    x (B, D) lives at t[0] and the base density at t[-1].  So a field in the house's time has a grid that falls from the
-    data to the source, `torch.linspace(1, 0, n)`, and one in τ a grid that rises; reversed, the answer is that of
-    another density, and no error shows it.
-
-    `f(t, x)` returns the velocity (B, D), or the pair of velocity and divergence (B,), as a `Flow`: the cheapest where
-    the field has a closed form.  Beside a velocity `divergence(t, x)` -> (B,) is ∇·f: a closed form,
-    `exact_divergence(f)` (what None means: D forward-mode derivatives) or `hutchinson_divergence(f, probes)`
-    (unbiased, noisy); beside a pair, None.
+    x (B, D) lives at t[0], the base density at t[-1]: a grid that falls in the house's time, `linspace(1, 0, n)`, and
+    rises in τ.  Reversed, the answer is that of another density, and no error shows it.  `f(t, x)` returns the velocity
+    (B, D), or, at the least cost, the pair of velocity and divergence (B,), as a `Flow`.  Beside a velocity
+    `divergence(t, x)` -> (B,) is ∇·f: a closed form, `exact_divergence(f)` (None: D forward-mode derivatives) or
+    `hutchinson_divergence(f, probes)` (unbiased, noisy); beside a pair, None.
     """
     check.points("x", x)
     trace = exact_divergence(f) if divergence is None else divergence

@@ -101,13 +101,17 @@ def log_weights(name: str, log_w: object, length: int, *, like: Tensor) -> Tenso
     return log_w
 
 
+def _number(name: str, value: object, need: str) -> None:
+    if isinstance(value, Tensor):
+        dense(name, value)
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        refuse(name, repr(value), need)
+
+
 def positive(name: str, value: object, *, shape: tuple[int, ...] | None = None,
              like: Tensor | None = None) -> Tensor:
     """A number > 0 (or a tensor of them, of `shape` or 0-d) as a tensor with `like`'s dtype."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
-        refuse(name, repr(value), "a number > 0" + (f" or a tensor of shape {shape}" if shape else ""))
-    if isinstance(value, Tensor):
-        dense(name, value)
+    _number(name, value, "a number > 0" + (f" or a tensor of shape {shape}" if shape else ""))
     out = (torch.as_tensor(value, dtype=torch.float64) if like is None else
            torch.as_tensor(value, dtype=like.dtype, device=like.device))
     if out.dim() and out.shape != shape:
@@ -120,9 +124,8 @@ def positive(name: str, value: object, *, shape: tuple[int, ...] | None = None,
 
 def within(name: str, value: object, low: float, high: float) -> None:
     """A number or tensor with every entry in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, Tensor)):
-        refuse(name, repr(value), f"a number in [{low:g}, {high:g}] or a tensor of them")
-    t = dense(name, value) if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
+    _number(name, value, f"a number in [{low:g}, {high:g}] or a tensor of them")
+    t = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
     if not opaque(t) and not bool(((t >= low) & (t <= high)).all()):
         got = f"{t.item():g}" if t.dim() == 0 else f"entries from {t.min().item():g} to {t.max().item():g}"
         refuse(name, got, f"numbers in [{low:g}, {high:g}]")

@@ -1,4 +1,4 @@
-r"""Triton kernels of the one reduction: what runs on the device.  `lib.kernels_gpu` calls them and says why.
+r"""Triton kernels of the one reduction: what runs on the device.  `lib.kernels.launch` calls them and says why.
 
 A program owns a block of queries, streams the keys, and keeps what a softmax needs: with base-2 logits ℓ, the
 running maximum m, Σ 2^(ℓ−m), and the same sum weighted by a feature of each pair and by its squared length.

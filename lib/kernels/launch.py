@@ -216,25 +216,16 @@ def _explicit_arguments(problem: Problem, plan: Plan,
     return q, k, sizes, blocks
 
 
-class Padded(NamedTuple):
-    """Matrices of a problem with rows and columns padded to blocks of the device."""
-
-    x: Tensor
-    y: Tensor
-    v: Tensor  # y itself where nothing else is averaged
-    f: Tensor | None  # of `Incoming`
-
-
 def _products_forward(problem: Problem, plan: Plan) -> list[GaussianPosterior]:
     x = problem.x
-    given, q, k, sizes, (own, stream, warps) = _products_arguments(problem, plan)
-    queries, keys = len(given.x), len(given.y)
+    (a, b, v, _), q, k, sizes, (own, stream, warps) = _products_arguments(problem, plan)
+    queries, keys = len(a), len(b)
     parts, chunk = _split(queries // own, keys, stream, x.device)
     moments, mean = x.new_empty(parts, 2, queries), x.new_empty(parts, queries, sizes["FP"])
     if not x.is_cuda:  # the interpreter has no product in bfloat16
         sizes["PRECISION"] = "ieee"
     on_device.products_forward[queries // own, parts](
-        given.x, given.y, given.v, q, k, moments, mean, chunk, queries, keys, **sizes, OWN=own, STREAM=stream,
+        a, b, v, q, k, moments, mean, chunk, queries, keys, **sizes, OWN=own, STREAM=stream,
         ROUNDED=plan.precision == "bf16", num_warps=warps, num_stages=2)
     return [GaussianPosterior(m[0, :len(x)], f[:len(x), :problem.v.shape[1]], m[1, :len(x)])
             for m, f in zip(moments, mean, strict=True)]
@@ -244,10 +235,9 @@ def _products_backward(problem: Problem, plan: Plan, incoming: Incoming, sides: 
     """The gradients, each in the place of what it is the gradient of."""
     x, y, sigma, log_w, values = problem
     plan = plan._replace(precision="tf32x3") if plan.precision == "bf16" else plan
-    given, q, k, sizes, (own, stream, warps) = _products_arguments(problem, plan, incoming)
+    (a, b, v, f), q, k, sizes, (own, stream, warps) = _products_arguments(problem, plan, incoming)
     grads = Problem(*[None] * 5)
-    for of_queries, needed, sources in ((True, sides[0], (given.x, given.y, given.f, given.v)),
-                                        (False, sides[1], (given.y, given.x, given.v, given.f))):
+    for of_queries, needed, sources in ((True, sides[0], (a, b, f, v)), (False, sides[1], (b, a, v, f))):
         if not needed:
             continue
         mine, others = sources[:2]
@@ -255,7 +245,7 @@ def _products_backward(problem: Problem, plan: Plan, incoming: Incoming, sides: 
         moments = x.new_empty(parts, 3, len(mine))
         points, features = (x.new_empty(parts, len(mine), sizes[n]) for n in ("DP", "FP"))
         on_device.products_backward[len(mine) // own, parts](
-            *sources, q, k, moments, points, features, len(others), chunk, len(given.x), len(given.y), **sizes,
+            *sources, q, k, moments, points, features, len(others), chunk, len(a), len(b), **sizes,
             OWN=own, STREAM=stream, OF_QUERIES=of_queries, num_warps=warps, num_stages=2)
         pulls, second, lengths = moments.sum(0)[:, :len(x if of_queries else y)]
         points = points.sum(0)[:len(x if of_queries else y), :x.shape[1]]
@@ -270,7 +260,8 @@ def _products_backward(problem: Problem, plan: Plan, incoming: Incoming, sides: 
 
 
 def _products_arguments(problem: Problem, plan: Plan,
-                        incoming: Incoming | None = None) -> tuple[Padded, Tensor, Tensor, dict, tuple]:
+                        incoming: Incoming | None = None) -> tuple[tuple, Tensor, Tensor, dict, tuple]:
+    """Queries, points, what is averaged and f, padded to blocks; rows of numbers of both; sizes; blocks."""
     x, y, sigma, log_w, values = problem
     dp, fp = (max(16, triton.next_power_of_2(n)) for n in (x.shape[1], problem.v.shape[1]))
     blocks = _blocks(max(dp, fp), x, plan.precision, incoming is not None)
@@ -281,9 +272,8 @@ def _products_arguments(problem: Problem, plan: Plan,
     k = _stacked(blocks[0], (y.square().sum(1), 0), (w, -math.inf), (problem.v.square().sum(1), 0))
     sizes = {"DP": dp, "FP": fp, "VALUES": values is not None, "PRECISION": plan.precision, "E": TYPES[plan.exponent]}
     b = matrix(y, dp)
-    given = Padded(matrix(x, dp), b, b if values is None else matrix(values, fp),
-                   None if incoming is None else matrix(incoming.f, fp))
-    return given, q, k, sizes, blocks
+    f = None if incoming is None else matrix(incoming.f, fp)
+    return (matrix(x, dp), b, b if values is None else matrix(values, fp), f), q, k, sizes, blocks
 
 
 def _factor(sigma: Tensor, x: Tensor) -> Tensor:

@@ -147,10 +147,9 @@ class CloudBridge:
 
     def sample(self, x: Tensor, direction: str, generator: torch.Generator) -> Tensor:
         """The other end (B, D), drawn exactly: x at t = 0 goes "forward", x at t = 1 "backward".  Forms B × N."""
-        check.points("x", x, dim=self.x0.shape[1], like=self.x0)
         check.choice("direction", direction, ("forward", "backward"))
         points, log_w = (self.x1, self.log_w1) if direction == "forward" else (self.x0, self.log_w0)
-        return points[_chosen(x, points, self.sigma, log_w, check.generator("generator", generator))]
+        return points[_chosen(x, points, self.sigma, log_w, generator)]
 
     def log_p(self, t: float | Tensor, x: Tensor) -> Tensor:
         """log-density (B,) of the bridge at 0 < t < 1, nats."""
@@ -208,7 +207,6 @@ class MixtureBridge:
 
     def conditional(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (B, D) and covariance (B, D, D) of y given x (B, D)."""
-        check.points("x", x, dim=self.centres.shape[1], like=self.centres)
         p, gain = _weights(x, self.centres, self._width, self.log_w), self._gain
         mean, eye = p @ self.centres, torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
         off = self.centres - mean[:, None]
@@ -217,22 +215,17 @@ class MixtureBridge:
 
     def sample(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """One y (B, D) for each x (B, D)."""
-        check.points("x", x, dim=self.centres.shape[1], like=self.centres)
-        k = _chosen(x, self.centres, self._width, self.log_w, check.generator("generator", generator))
+        k = _chosen(x, self.centres, self._width, self.log_w, generator)
         z = draw.normal(x, generator)
         return x + self._gain * (self.centres[k] - x) + math.sqrt(self._gain) * self.std * z
 
-    @property
-    def _gain(self) -> float:
-        return self.sigma**2 / (self.sigma**2 + self.std**2)
-
-    @property
-    def _width(self) -> float:
-        return math.hypot(self.sigma, self.std)
+    _width = property(lambda self: math.hypot(self.sigma, self.std))
+    _gain = property(lambda self: self.sigma**2 / self._width**2)
 
 
 def _weights(x: Tensor, points: Tensor, sigma: float, log_w: Tensor | None) -> Tensor:
     """The posterior weights (B, N) of points seen from x, which every draw needs one by one."""
+    check.points("x", x, dim=points.shape[1], like=points)
     apart = torch.cdist(x, points, compute_mode="donot_use_mm_for_euclid_dist")
     return ((0 if log_w is None else log_w) - (apart / sigma).square() / 2).softmax(1)
 
@@ -240,6 +233,7 @@ def _weights(x: Tensor, points: Tensor, sigma: float, log_w: Tensor | None) -> T
 def _chosen(x: Tensor, points: Tensor, sigma: float, log_w: Tensor | None, generator: torch.Generator) -> Tensor:
     """The number of a point (B,), drawn from these weights."""
     p = _weights(x, points, sigma, log_w)
+    check.generator("generator", generator)
     return torch.multinomial(p.to(generator.device), 1, generator=generator)[:, 0].to(x.device)
 
 
