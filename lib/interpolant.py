@@ -305,7 +305,6 @@ def gaussian_length(path: Path | Interpolant, variance0: float | Tensor, varianc
     """
     check.within("variance0", variance0, 0.0, 1e150)
     check.within("variance1", variance1, 0.0, 1e150)
-    check.count("nodes", nodes)
     v0, v1, c = (torch.as_tensor(v, dtype=torch.float64).reshape(-1, 1) for v in (variance0, variance1, covariance))
     t = (torch.arange(nodes, dtype=torch.float64, device=v1.device) + 0.5) / nodes
     path, latent = (path.ends, path.latent) if isinstance(path, Interpolant) else (path, None)

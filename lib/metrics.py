@@ -158,10 +158,10 @@ def copies(samples: Tensor, train: Tensor, held_out: Tensor, share: float = 0.01
 
     _two_clouds(samples, train, ("samples", "train"))
     check.points("held_out", held_out, dim=train.shape[1], like=train)
-    samples, train, held_out = (z.detach() for z in (samples, train, held_out))
     check.within("share", share, 0, 1)
-    tree = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(train.double().cpu().numpy())
-    nearest = (tree.kneighbors(z.double().cpu().numpy(), return_distance=False)[:, 0] for z in (samples, held_out))
+    plain = lambda z: z.detach().double().cpu().numpy()
+    tree = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(plain(train))
+    nearest = (tree.kneighbors(plain(z), return_distance=False)[:, 0] for z in (samples, held_out))
     near, fresh = ((z - train[torch.from_numpy(which).to(train.device)]).norm(dim=1)  # a copy is at 0, not near it
                    for z, which in zip((samples, held_out), nearest, strict=True))
     bound = fresh.quantile(float(share))

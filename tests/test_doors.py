@@ -243,7 +243,7 @@ DOORS |= {
     "interpolant.Interpolant.gamma_rate": (LATENT.gamma_rate, {"t": SHARE}),
     "interpolant.quadratic": (si.quadratic, {"f": cloud(3), "target": cloud(3)}),
     "interpolant.gaussian_length": (si.gaussian_length, {
-        "path": LATENT, "variance0": 1.0, "variance1": 2.0, "nodes": SIZE}),
+        "path": LATENT, "variance0": 1.0, "variance1": 2.0}),
     "interpolant.velocity_loss of a Path": (si.velocity_loss, {
         "field": FIELD, "interpolant": STRAIGHT, "x0": cloud(3), "x1": cloud(3), "t": TIME}),
     "judge.view": (lambda x: judge.view(x, JUDGE), {"x": PICTURES}),

@@ -155,8 +155,8 @@ def test_couplings_refuse_what_they_cannot_do(generator):
         with pytest.raises(ValueError, match=r"^epsilon: got .+; need"):
             couple(x, x, kind, epsilon=epsilon, generator=generator)
     far = torch.linspace(0, 100, 30)[:, None]
-    with pytest.raises(ValueError, match=r"^epsilon: got 1e-07, marginal error .+; need a larger temperature"):
-        couple(far, far.square() / 100, "entropic", epsilon=1e-7, generator=generator)
+    with pytest.raises(ValueError, match=r"^epsilon: got 1e-13 for clouds of squared diameter .+; need at least"):
+        couple(far, far.square() / 100, "entropic", epsilon=1e-13, generator=generator)
 
 
 # --- the Gaussian bridge ----------------------------------------------------------------------------------

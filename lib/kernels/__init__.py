@@ -13,25 +13,21 @@ the Jacobian of the mean is Cov[y | x]/σ², with trace spread/σ².
 
 Four ways to compute it, with one meaning:
 
-    "definition"  forms the B × N matrix of ℓ in float64.  Short, differentiable in every mode and to every
-                  order, and what the others are tested against.
-    "cpu"         never forms it.  With   q = [x/σ², −1/2σ², 1],  k = [y, ‖y‖², w]   we have
-                  q·k_j = ℓ_j + ‖x‖²/2σ², so torch's fused attention streams the softmax in compiled
-                  code, and with values [y, ‖y‖²] returns the mean and E‖y‖²; memory O(B + N).
-    "blocks"      the same attention by matrix products over blocks of bounded size, on any device: what a
-                  GPU does where Triton is missing, and everyone where D is large and the products all the work.
+    "definition"  forms the B × N matrix of ℓ in float64: differentiable in every mode, and what the others are
+                  tested against.
+    "cpu"         never forms it.  With q = [x/σ², −1/2σ², 1] and k = [y, ‖y‖², w], q·k_j = ℓ_j + ‖x‖²/2σ²: torch's
+                  fused attention streams the softmax, and with values [y, ‖y‖²] returns mean and E‖y‖²; O(B + N).
+    "blocks"      the same by matrix products over blocks of bounded size, on any device: for a GPU without Triton,
+                  and where D is large and the products are all the work.
     "triton"      `lib.kernels.launch`, for tensors on an NVIDIA GPU, of up to 64 columns.
 
 Expanding the square cancels when σ is small against the data: in arithmetic of precision ε, ℓ is off
-by about δ = ε · max(‖x‖R + R²/2)/σ² + ε·max|w|, R = max‖y‖ after centring, so the mean by 2δR.  That is an
-estimate, not a proof: a worst case has a factor that grows with D, which rounding, being of both signs,
-does not reach; the tests hold the errors to a half of what is allowed.  The attention runs in float32
-where the estimate keeps the mean within 10⁻³σ and log_z within 10⁻⁴, and in float64 everywhere else.
+by about δ = ε · max(‖x‖R + R²/2)/σ² + ε·max|w|, R = max‖y‖ after centring, so the mean by 2δR: an estimate, no
+proof, for rounding has both signs; the tests hold errors to a half of what is allowed.  The attention runs in
+float32 where the estimate keeps the mean within 10⁻³σ and log_z within 10⁻⁴, and in float64 everywhere else.
 
-What depends on the data alone (checks, centre, R, k and the values) is made once by `prepare`, whose
-`Cloud` stands wherever a data set does.
-
-Backward passes stream as well: they recompute p_j from log_z, in the arithmetic of the forward pass.
+What depends on the data alone is made once by `prepare`, whose `Cloud` stands wherever a data set does.  Backward
+passes stream as well: they recompute p_j from log_z, in the arithmetic of the forward pass.
 """
 from lib.kernels.cloud import Cloud, prepare
 from lib.kernels.reduction import BACKENDS, gaussian_posterior, reduce

@@ -31,7 +31,7 @@ def attention(x: Tensor, cloud: Cloud, sigma: Tensor, fused: bool) -> GaussianPo
     spread = average[:, -2] - mean.square().sum(1)
     log_z = lse.double() - own  # which may be far larger
     mean = mean + cloud.origin.to(mean)
-    return GaussianPosterior(log_z, mean.to(dtype), spread.clamp_min(0).to(dtype))
+    return GaussianPosterior(log_z, mean, spread.clamp_min(0))
 
 
 class _Attention(torch.autograd.Function):

@@ -89,15 +89,8 @@ class Cloud:
         """Largest |log-weight| that enters a logit."""
         return 0.0 if self.log_w is None else self.log_w.detach().abs().max()
 
-    @functools.cached_property
-    def single(self) -> Terms:
-        """For attention in the precision of the points."""
-        return self._terms(self.y.dtype)
-
-    @functools.cached_property
-    def double(self) -> Terms:
-        """For attention in float64."""
-        return self._terms(torch.float64)
+    single = functools.cached_property(lambda self: self._terms(self.y.dtype))  # for attention, as the points are
+    double = functools.cached_property(lambda self: self._terms(torch.float64))
 
     def _terms(self, dtype: torch.dtype) -> Terms:
         width = self.columns + 2

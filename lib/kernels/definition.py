@@ -9,7 +9,6 @@ from lib.kernels.terms import GaussianPosterior
 
 def definition(x: Tensor, cloud: Cloud, sigma: Tensor) -> GaussianPosterior:
     """The formulas of `lib.kernels`, as they stand, in float64; forms the B × N matrix."""
-    dtype = x.dtype
     x, y, v, sigma = x.double(), cloud.y.double(), cloud.v.double(), sigma.double().reshape(-1, 1)
     log_w = 0 if cloud.log_w is None else cloud.log_w.double()
     centre = y.mean(0)
@@ -20,4 +19,4 @@ def definition(x: Tensor, cloud: Cloud, sigma: Tensor) -> GaussianPosterior:
     origin = v.mean(0)
     spread = p @ (v - origin).square().sum(1) - (mean - origin).square().sum(1)
     log_z = logits.logsumexp(1) - (x.square() / (2 * sigma**2)).sum(1)
-    return GaussianPosterior(log_z, mean.to(dtype), spread.clamp_min(0).to(dtype))
+    return GaussianPosterior(log_z, mean, spread.clamp_min(0))

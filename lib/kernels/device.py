@@ -2,8 +2,7 @@ r"""Triton kernels of the one reduction: what runs on the device.  `lib.kernels.
 
 A program owns a block of queries, streams the keys, and keeps what a softmax needs: with base-2 logits ℓ, the
 running maximum m, Σ 2^(ℓ−m), and the same sum weighted by a feature of each pair and by its squared length.
-Backward, the weights p_ij = 2^(ℓ_ij − log₂ z_i) are recomputed, and every gradient is a sum over p_ij and
-s_ij = ∂L/∂ℓ_ij = p_ij (e_i + f_i·v_ij + h_i ‖v_ij‖²), with v_ij the feature and e, f, h from the incoming gradients.
+Backward, the weights p_ij = 2^(ℓ_ij − log₂ z_i) are recomputed; s_ij below is ∂L/∂ℓ_ij.
 
 Streams are split over the second axis of the grid: outputs have a part for each.  Sums have a fixed order and
 there are no atomics, so results are bitwise equal from run to run.

@@ -60,10 +60,6 @@ class Problem(NamedTuple):
         """What is averaged, (N, V)."""
         return self.y if self.values is None else self.values
 
-    def of(self, rows: Tensor) -> Problem:
-        """The same for some of the queries."""
-        return self._replace(x=self.x[rows], sigma=self.sigma[rows])
-
     def double(self) -> Problem:
         """The same in float64."""
         return Problem(*(None if t is None else t.double() for t in self))
@@ -104,12 +100,11 @@ def _explicit(problem: Problem, exponent: torch.dtype, part: bool) -> GaussianPo
     if x.dtype == torch.float64 or bool(good.all()):
         return GaussianPosterior(*_Reduction.apply(*problem, plan, *found))
     rows = [good.nonzero()[:, 0], (~good).nonzero()[:, 0]]
-    single = _Reduction.apply(*problem.of(rows[0]), plan, *(t[rows[0]] for t in found))
-    double = _explicit(problem.of(rows[1]).double(), x.dtype, part)
+    exact, rough = (problem._replace(x=x[some], sigma=sigma[some]) for some in rows)
+    single = _Reduction.apply(*exact, plan, *(t[rows[0]] for t in found))
+    double = _explicit(rough.double(), x.dtype, part)
     order = torch.cat(rows).argsort()
-    log_z = torch.cat([single[0].double(), double[0]])[order]
-    return GaussianPosterior(log_z, *(torch.cat([a, b.to(a.dtype)])[order] for a, b in zip(single[1:], double[1:],
-                                                                                           strict=True)))
+    return GaussianPosterior(*(torch.cat([a, b])[order] for a, b in zip(single, double, strict=True)))  # in float64
 
 
 def _products(problem: Problem, cloud: Cloud, rounded: bool) -> GaussianPosterior:
@@ -131,7 +126,7 @@ def _products(problem: Problem, cloud: Cloud, rounded: bool) -> GaussianPosterio
     log_z, mean, spread = _Reduction.apply(*problem, plan, *found)
     log_z = log_z.double() - own
     mean = mean + centre if problem.values is None else mean
-    return GaussianPosterior(log_z, mean.to(dtype), spread.to(dtype))
+    return GaussianPosterior(log_z, mean, spread)
 
 
 class _Reduction(torch.autograd.Function):

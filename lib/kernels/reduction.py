@@ -40,11 +40,10 @@ def gaussian_posterior(x: Tensor, y: Tensor | Cloud, sigma: float | Tensor, *, l
     caller's).  Where tensor cores then take them as they are, the weights p_j are rounded as well, which moves
     log_z by at most 2⁻⁸, the mean by 2⁻⁸·√spread and the spread by 1 %.
     """
-    plain = x.float() if isinstance(x, Tensor) and x.dtype == torch.bfloat16 and _rounded(y) else x
-    check.points("x", plain)
+    rounded = y.rounded if isinstance(y, Cloud) else getattr(y, "dtype", None) == torch.bfloat16
+    plain = x.float() if rounded and isinstance(x, Tensor) and x.dtype == torch.bfloat16 else x
+    sigma = asked(plain, sigma, backend)
     cloud = checked("y", y, log_w, values, like=plain)
-    sigma = check.positive("sigma", sigma, shape=(len(x),), like=plain)
-    check.choice("backend", backend, (None, *BACKENDS))
     found = reduce(x, cloud, sigma, backend, once=cloud is not y)
     if not check.opaque(found.log_z) and not bool(found.log_z.isfinite().all()):
         check.refuse("sigma", f"{sigma.min().item():.3g}, for which ‖x − y‖²/2σ² is beyond {found.log_z.dtype}",
@@ -52,8 +51,10 @@ def gaussian_posterior(x: Tensor, y: Tensor | Cloud, sigma: float | Tensor, *, l
     return found
 
 
-def _rounded(y: Tensor | Cloud) -> bool:
-    return y.rounded if isinstance(y, Cloud) else isinstance(y, Tensor) and y.dtype == torch.bfloat16
+def asked(x: Tensor, sigma: float | Tensor, backend: str | None) -> Tensor:
+    """What is asked of a data set, checked; σ as a tensor."""
+    check.choice("backend", backend, (None, *BACKENDS))
+    return check.positive("sigma", sigma, shape=(len(check.points("x", x)),), like=x)
 
 
 def reduce(x: Tensor, cloud: Cloud, sigma: float | Tensor, backend: str | None = None, *,
@@ -83,7 +84,8 @@ def reduce(x: Tensor, cloud: Cloud, sigma: float | Tensor, backend: str | None =
     else:
         found = attention(x, cloud, sigma, fused=backend == "cpu")
     log_z = found.log_z.double() - (math.log(cloud.whole or len(cloud)) if cloud.log_w is None else 0)
-    return found._replace(log_z=log_z if cloud.whole else log_z.to(x.dtype))
+    found = found._replace(log_z=log_z)
+    return found if cloud.whole else GaussianPosterior(*(t.to(x.dtype) for t in found))
 
 
 def united(parts: Iterable[GaussianPosterior], dtype: torch.dtype) -> GaussianPosterior:
@@ -101,6 +103,4 @@ def _fastest(x: Tensor, columns: int) -> str:
     return "triton" if x.is_cuda and columns <= TRITON_COLUMNS and _triton_is_here() else "blocks"
 
 
-@functools.cache
-def _triton_is_here() -> bool:
-    return importlib.util.find_spec("triton") is not None
+_triton_is_here = functools.cache(lambda: importlib.util.find_spec("triton") is not None)

@@ -2,10 +2,7 @@ r"""The one reduction over data that one device does not hold: split over ranks,
 
 A posterior over disjoint sets of points is the `merge` of the posteriors over each, so every rank reduces its own
 points and all ranks merge what B queries need of them: B·(V + 2) numbers of a rank, whatever N.
-
-    torchrun --nproc-per-node 4 script.py
-        device, (rank, world) = ranks.join(), ranks.here()
-        seen = sharded_posterior(x, y[rank::world].to(device), sigma)       # the same on every rank
+    seen = sharded_posterior(x, y[rank::world].to(device), sigma)       # under torchrun, see `lib.base.ranks`
 """
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ from torch import Tensor
 from lib.base import check, ranks
 from lib.kernels import GaussianPosterior, merge, reduce
 from lib.kernels.cloud import checked
-from lib.kernels.reduction import BACKENDS, united
+from lib.kernels.reduction import asked, united
 
 
 def sharded_posterior(x: Tensor, y: Tensor, sigma: float | Tensor, *, log_w: Tensor | None = None,
@@ -38,9 +35,8 @@ def sharded_posterior(x: Tensor, y: Tensor, sigma: float | Tensor, *, log_w: Ten
     of x and sigma the whole gradient.
     Raises RuntimeError when another rank is lost, at the latest after the time-out of the process group.
     """
-    cloud = checked("y", y, log_w, values, like=check.points("x", x))
-    check.positive("sigma", sigma, shape=(len(x),), like=x)
-    check.choice("backend", backend, (None, *BACKENDS))
+    asked(x, sigma, backend)
+    cloud = checked("y", y, log_w, values, like=x)
     sizes = ranks.gathered((*x.shape, cloud.y.shape[1], cloud.v.shape[1], x.dtype, log_w is None), group)
     if len(set(sizes)) > 1:
         check.refuse("x", f"(B, D, D, V, dtype, equal weights) of the ranks {sizes}", "the same on every rank")
@@ -68,9 +64,7 @@ def streamed_posterior(x: Tensor, y: Any, sigma: float | Tensor, *, log_w: Tenso
 
     y, values   (N, D), (N, V): whatever has a length and gives rows as arrays by slices, `numpy.memmap` for one.
     """
-    check.points("x", x)
-    check.positive("sigma", sigma, shape=(len(x),), like=x)
-    check.choice("backend", backend, (None, *BACKENDS))
+    asked(x, sigma, backend)
     check.count("chunk", chunk)
     for name, t in (("y", y), ("values", values)):
         if t is not None and (getattr(t, "ndim", 0) != 2 or len(t) != len(y) or not len(t)):

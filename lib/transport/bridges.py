@@ -244,9 +244,8 @@ def conditional_uvp(bridge: MixtureBridge, x: Tensor, y: Tensor) -> float:
     latter over the x given (Gushchin et al. 2023).  0 is exact; n samples leave a bias of order tr Cov/n.
     """
     mean, cov = bridge.conditional(x)
-    if check.floating("y", y, like=x).shape != (len(x), *y.shape[1:2], x.shape[1]) or y.shape[1] < 2:
+    if check.finite("y", check.floating("y", y, like=x)).shape != (len(x), *y.shape[1:2], x.shape[1]) or y.shape[1] < 2:
         check.refuse("y", f"shape {tuple(y.shape)}", f"shape ({len(x)}, n, {x.shape[1]}) with n ≥ 2")
-    check.finite("y", y)
     root, found = power(cov, 0.5), torch.stack([torch.cov(rows.T) for rows in y])
     bures = _trace(cov) + _trace(found) - 2 * _trace(power(root @ found @ root, 0.5))
     w2 = (mean - y.mean(1)).square().sum(1) + bures
