@@ -38,7 +38,7 @@ def dense(name: str, x: object, need: str = "a torch.Tensor") -> Tensor:
 
 def rows(name: str, x: object, *, dim: int | None = None) -> Tensor:
     """A non-empty tensor of shape (n, d), whatever its values."""
-    dense(name, x, "a torch.Tensor of shape (n, d)")
+    x = dense(name, x, "a torch.Tensor of shape (n, d)")
     if x.dim() != 2 or 0 in x.shape:
         refuse(name, f"shape {tuple(x.shape)}", "shape (n, d) with n ≥ 1 and d ≥ 1")
     if dim is not None and x.shape[1] != dim:
@@ -54,7 +54,7 @@ def points(name: str, x: object, *, dim: int | None = None, like: Tensor | None 
 def vector(name: str, v: object, length: int | None = None, *, like: Tensor | None = None) -> Tensor:
     """A finite floating-point tensor of shape (length,), or of any length ≥ 1."""
     need = "(n,) with n ≥ 1" if length is None else f"({length},)"
-    dense(name, v, f"a torch.Tensor of shape {need}")
+    v = dense(name, v, f"a torch.Tensor of shape {need}")
     if v.dim() != 1 or len(v) == 0 or length not in (None, len(v)):
         refuse(name, f"shape {tuple(v.shape)}", f"shape {need}")
     return finite(name, floating(name, v, like=like))
@@ -62,7 +62,8 @@ def vector(name: str, v: object, length: int | None = None, *, like: Tensor | No
 
 def floating(name: str, x: object, *, like: Tensor | None = None) -> Tensor:
     """`x` itself if it is a float32 or float64 tensor, with `like`'s dtype and device."""
-    if dense(name, x).dtype not in FLOATS:
+    x = dense(name, x)
+    if x.dtype not in FLOATS:
         refuse(name, f"dtype {x.dtype}", f"one of {', '.join(str(d) for d in FLOATS)}")
     if like is not None and (x.dtype != like.dtype or x.device != like.device):
         refuse(name, f"{x.dtype} on {x.device}", f"{like.dtype} on {like.device}, as the other arguments")
@@ -83,14 +84,16 @@ def finite(name: str, x: Tensor) -> Tensor:
 
 def alike(name: str, x: object, other: Tensor, of: str) -> Tensor:
     """A finite tensor with the shape, dtype and device of the `other`, called `of`: nothing is broadcast."""
-    if floating(name, x, like=other).shape != other.shape:
+    x = floating(name, x, like=other)
+    if x.shape != other.shape:
         refuse(name, f"shape {tuple(x.shape)}", f"the shape of {of}, {tuple(other.shape)}")
     return finite(name, x)
 
 
 def log_weights(name: str, log_w: object, length: int, *, like: Tensor) -> Tensor:
     """Log-weights of shape (length,): finite or −inf, at least one finite."""
-    if dense(name, log_w, f"a torch.Tensor of shape ({length},)").shape != (length,):
+    log_w = dense(name, log_w, f"a torch.Tensor of shape ({length},)")
+    if log_w.shape != (length,):
         refuse(name, f"shape {tuple(log_w.shape)}", f"shape ({length},)")
     floating(name, log_w, like=like)
     if not opaque(log_w):

@@ -42,8 +42,8 @@ class Cloud:
     def parts(self, rows: int) -> Iterator[Cloud]:
         """The same in parts of so many rows."""
         for i in range(0, len(self), rows):
-            cut = (None if t is None else t[i:i + rows] for t in (self.y, self.log_w, self.values))
-            yield Cloud(*cut, self.rounded, self.whole or len(self))
+            y, log_w, v = (None if t is None else t[i:i + rows] for t in (self.y, self.log_w, self.values))
+            yield Cloud(y, log_w, v, self.rounded, self.whole or len(self))
 
     @property
     def v(self) -> Tensor:
