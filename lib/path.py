@@ -42,8 +42,7 @@ class Path:
     def rates(self, t: float | Tensor) -> Rates:
         """(a′(t), m′(t)) by forward-mode differentiation, shapes as t."""
         t = as_time(t)
-        one = torch.ones_like(t)
-        return Rates(*(torch.func.jvp(f, (t,), (one,))[1] for f in (self.a, self.m)))
+        return Rates(*torch.func.jvp(lambda u: (self.a(u), self.m(u)), (t,), (torch.ones_like(t),))[1])
 
     def ratio(self, t: float | Tensor) -> Tensor:
         """Amplitude ratio s = a/m, from 0 to ∞; its square is the signal-to-noise ratio."""
