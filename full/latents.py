@@ -31,7 +31,7 @@ def generate(velocity: nets.ResidualMLP, noise: Tensor, steps: int) -> Tensor:
 
 
 def main() -> None:
-    parser = common.parser(__doc__, __file__, seeds=2)
+    parser = common.parser(__doc__, __file__, seeds=3)
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--width", type=int, default=512)

@@ -1,12 +1,12 @@
 r"""A judge of pictures: a small convolutional classifier of MNIST, and what its 64 features tell of samples.
 
     features   h = ReLU(W c(x) + b) in ℝ⁶⁴, of two convolutions c, each halved by its maxima
-    classes    argmax of V h + v, ten numbers
+    classes    argmax of V h + v: ten digits, and none
 
 Two sets of pictures are compared as clouds of features: by the *Fréchet distance in the judge's features* (not FID,
-which is of another network), by precision, recall, density and coverage, and by the shares of their classes.  To the
-first, nine missing classes of ten are as bad as noise; precision and density tell these apart.  Every such number is
-read beside its floors: the same for real pictures, training against test and test against test.
+which is of another network), by precision, recall, density and coverage, and by the shares of their classes.  Every
+such number is read beside its floors: the same for real pictures, training against test and test against test.  The
+class of no digit keeps noise away from the digits: without it, noise lies within the reach of odd ones.
 `full/judge.py` trains it; MNIST's test set is judged as the JSON beside the weights says.
 """
 from __future__ import annotations
@@ -28,7 +28,7 @@ WEIGHTS = File(__file__).resolve().parent.parent / "full" / "results" / "judge" 
 
 
 class Judge(nn.Module):
-    """Classifier of flattened 28 × 28 pictures with values in [0, 1], (B, 784) -> (B, 10) logits."""
+    """Classifier of flattened 28 × 28 pictures with values in [0, 1], (B, 784) -> (B, 11) logits; 10 is no digit."""
 
     def __init__(self, *, generator: torch.Generator) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Judge(nn.Module):
                 nn.Unflatten(1, (1, 28, 28)), nn.Conv2d(1, 32, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(),
                 nn.Conv2d(32, 64, 3, padding=1), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten())
             self.hidden = nn.Linear(64 * 49, 64)
-            self.last = nn.Linear(64, 10)
+            self.last = nn.Linear(64, 11)
 
     def features(self, x: Tensor) -> Tensor:
         """The 64 features (B, 64)."""
@@ -61,7 +61,7 @@ class View(NamedTuple):
     """What the judge sees in n pictures."""
 
     features: Tensor  # (n, 64)
-    label: Tensor  # (n,) int64
+    label: Tensor  # (n,) int64, the likeliest digit
 
 
 @torch.no_grad()
@@ -70,7 +70,7 @@ def view(x: Tensor, judge: Judge | None = None) -> View:
     judge = judge or load()
     pixels = check.points("x", x, dim=784).float().clamp(0, 1)
     features = torch.cat([judge.features(part) for part in pixels.split(1000)])
-    return View(features, judge.last(features).argmax(1))
+    return View(features, judge.last(features)[:, :10].argmax(1))
 
 
 def stacked(x: Tensor, judge: Judge | None = None) -> Tensor:
