@@ -419,6 +419,8 @@ def test_likelihood_by_the_probability_flow(generator):
     x = 1.5 * torch.randn(20, 3, generator=generator)
     found = growing().log_likelihood(x, base.log_prob)
     assert torch.allclose(found, end.log_prob(x), atol=1e-6)
+    with pytest.raises(ValueError, match=r"^t: got a grid that rises; need one that falls"):
+        growing().log_likelihood(x, base.log_prob, torch.linspace(0, 1, 5))
     coarse = growing().log_likelihood(x, base.log_prob, torch.linspace(1, 0, 5))
     assert torch.allclose(coarse, found, atol=1e-2) and not torch.allclose(coarse, found, atol=1e-6)
 

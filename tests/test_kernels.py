@@ -400,6 +400,26 @@ def test_memory_is_linear():
     assert int(run.stdout) < 200
 
 
+LARGE = """
+import resource, sys, torch
+from lib.kernels import gaussian_posterior
+x, y = torch.randn(64, 64), torch.randn(600_000, 64)
+gaussian_posterior(x, y[:64], float(sys.argv[1]))
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+before = peak()
+gaussian_posterior(x, y, float(sys.argv[1]))
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux")
+@pytest.mark.parametrize("sigma", ["8", "0.05"])
+def test_points_seen_once_are_not_copied_whole(sigma):
+    """In either arithmetic less above the inputs than they take, 146 MB."""
+    run = subprocess.run([sys.executable, "-c", LARGE, sigma], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 146
+
+
 def test_blocks_are_bounded(generator, monkeypatch):
     """The only tensor of "blocks" that grows as a product is one block of logits."""
     largest = 0

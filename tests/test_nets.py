@@ -165,3 +165,9 @@ def test_weights_that_were_saved_by_others_are_refused(metadata, tmp_path):
     save_file({"w": torch.zeros(2)}, file, metadata)
     with pytest.raises(ValueError, match=r"^file: got .*weights.safetensors of class .+; need a network that nets"):
         load(file)
+
+
+@every_network
+def test_the_order_of_others_is_named(build):
+    with pytest.raises(ValueError, match=r"^t: got shape \(3, 16\); need .*the order is f\(t, x\)"):
+        build(rng())(torch.zeros(3, 16), 0.5)
