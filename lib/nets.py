@@ -3,8 +3,6 @@ r"""Small time-conditioned networks f(t, x[, label]), for clouds, latents and 8 
 Time enters as [t, cos πkt, sin πkt], k = 1 … K: smooth, bounded, and distinct at t = 0 and t = 1.
 Activations are SiLU, so fields are smooth and their divergences exist everywhere.
 """
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -10,8 +10,6 @@ the sign of dt: a decreasing grid integrates backwards and the formula stands as
 
 Fixed-step methods are written out because the chapters discuss them; dopri5 is torchdiffeq's.
 """
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from typing import NamedTuple

@@ -3,8 +3,6 @@
 Every message has the form  «name: got …; need …».  Checks that read values (finite, positive) are
 skipped inside functorch transforms and under `torch.compile`, where values cannot be read.
 """
-from __future__ import annotations
-
 import math
 from typing import NoReturn
 

@@ -1,6 +1,4 @@
 """The one reduction as attention on augmented vectors: fused on the CPU, by blocks of matrix products anywhere."""
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,6 +1,4 @@
 """The one reduction as it is defined: what every other way to compute it is tested against."""
-from __future__ import annotations
-
 from torch import Tensor
 
 from lib.kernels.cloud import Cloud

@@ -1,6 +1,4 @@
 """The one door to the reduction: what is valid, and which way is fastest where."""
-from __future__ import annotations
-
 import functools
 import importlib.util
 import math

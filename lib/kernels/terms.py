@@ -1,6 +1,4 @@
 """What one pass over the data returns, when products are accurate enough for it, and how passes are merged."""
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
