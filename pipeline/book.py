@@ -75,12 +75,15 @@ def folded(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     for cell in notebook.cells:
         shows = any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
         if tagged(cell, "solution"):
-            tag = "hide-cell"
-        elif tagged(cell, "exercise-check") or (shows and len(cell.source.splitlines()) > LONG):
-            tag = "hide-input"
+            tag, what = "hide-cell", "solution"
+        elif tagged(cell, "exercise-check"):
+            tag, what = "hide-input", "check"
+        elif shows and len(cell.source.splitlines()) > LONG:
+            tag, what = "hide-input", "code"
         else:
             continue
         cell.metadata["tags"] = [*cell.metadata.get("tags", []), tag]
+        cell.metadata["mystnb"] = {"code_prompt_show": f"Show the {what}", "code_prompt_hide": f"Hide the {what}"}
     return notebook
 
 

@@ -113,15 +113,17 @@ def test_it_is_small_and_carries_the_licence_of_what_it_took(site: Path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [Path(page).stem for page in PAGES if page.startswith("notebooks/")])
-def test_every_solution_is_folded_and_every_figure_there(name: str, site: Path):
+def test_every_solution_is_folded_and_every_figure_and_table_there(name: str, site: Path):
     html = (site / "notebooks" / f"{name}.html").read_text(encoding="utf-8")
     cells = copies.read(ROOT / "notebooks" / f"{name}.ipynb").cells
     for k, cell in enumerate(cells):
         if copies.tagged(cell, "solution"):
             start = re.search(rf'<div class="[^"]*tag_solution[^"]*" id="cell-{k:02d}">\s*<details', html)
             assert start, f"cell {k} stands open"
-    pictures = sum("image/png" in output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
-    assert html.count("_images/") >= pictures
+    shown = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+    assert html.count("_images/") >= sum("image/png" in data for data in shown)
+    assert html.count("<table") >= sum("|---" in data.get("text/markdown", "") for data in shown)
+    assert "_sources/notebooks" in html  # the notebook, to download
 
 
 @pytest.mark.slow

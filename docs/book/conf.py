@@ -13,8 +13,7 @@ extensions = ["myst_nb"]
 exclude_patterns = ["extra", "_static"]
 nb_execution_mode = "off"
 nb_merge_streams = True
-nb_code_prompt_show = "Show the {type}"
-nb_code_prompt_hide = "Hide the {type}"
+nb_render_markdown_format = "myst"  # tables of claims.show() among them
 myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 myst_url_schemes = {"http": None, "https": None, "cell": "../notebooks/{{path}}.html#{{fragment}}"}
@@ -30,7 +29,6 @@ html_static_path = ["_static"]
 html_extra_path = ["extra"]
 html_css_files = ["book.css"]
 html_js_files = [("book.js", {"type": "module"})]
-html_copy_source = False
 html_theme_options = {
     "home_page_in_toc": True,
     "show_toc_level": 1,
@@ -43,7 +41,8 @@ html_theme_options = {
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
 if REPOSITORY:
-    html_theme_options |= {"repository_url": REPOSITORY, "use_repository_button": True,
+    html_theme_options |= {"repository_url": REPOSITORY, "repository_branch": "main",
+                           "use_repository_button": True,
                            "launch_buttons": {"binderhub_url": "https://mybinder.org"}}
 
 
