@@ -19,7 +19,8 @@ def attention(x: Tensor, cloud: Cloud, sigma: Tensor, fused: bool) -> GaussianPo
         x, terms = centred, cloud.single
     else:
         x, terms = x.double() - cloud.centre.double(), cloud.double
-    own = x.double().square().sum(1) / (2 * sigma.double() ** 2)
+    squares = torch.cat([rows.double().square().sum(1) for rows in x.split(256)])  # copies of a size that is at hand
+    own = squares / (2 * sigma.double() ** 2)
     precision = (1 / sigma.to(x.dtype) ** 2).expand(len(x))[:, None]
     weighted = torch.zeros_like(precision) if cloud.log_w is None else torch.ones_like(precision)
     q = padded(terms.keys.shape[1], x * precision, -precision / 2, weighted)
@@ -75,13 +76,14 @@ def _blocked(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     outs, lses = [], []
     for rows in q.split(ROWS):
         top = rows.new_full((len(rows), 1), -math.inf)
-        mass = out = torch.zeros_like(top)
+        mass, out = torch.zeros_like(top), None
         for keys, vals in zip(k.split(COLUMNS), v.split(COLUMNS), strict=True):
             logits = rows @ keys.T
             before, top = top, torch.maximum(top, logits.amax(1, keepdim=True))
             p, old = logits.sub_(top).exp_(), (before - top).exp()
-            mass, out = mass * old + p.sum(1, keepdim=True), out * old + p @ vals
-        outs.append(out / mass)
+            mass = mass * old + p.sum(1, keepdim=True)
+            out = p @ vals if out is None else out.mul_(old).add_(p @ vals)
+        outs.append(out.div_(mass))
         lses.append((top + mass.log())[:, 0])
     return torch.cat(outs), torch.cat(lses)
 
