@@ -101,11 +101,13 @@ def rows(notebooks: dict[str, nbformat.NotebookNode]) -> str:
 def card(name: str, notebook: nbformat.NotebookNode) -> str:
     """A chapter on the first page: its picture, its claim, how long it takes and for whom; README has the caption."""
     head = notebook.cells[0].source
-    title, claim = re.search(r"^# (.*)\n+\*\*(.*)\*\*$", head, re.MULTILINE).groups()
+    title, _, rest = head.removeprefix("# ").partition("\n")
+    claim = "".join(re.findall(r"^\s*\*\*(.*)\*\*$", rest, re.MULTILINE)[:1])
     about = dict(re.findall(r"^\| (Level|Time) \| (.*?) \|$", head, re.MULTILINE))
     readme = (files.ROOT / "README.md").read_text(encoding="utf-8")
     alt = re.search(rf"!\[([^\]]*)\]\(docs/gallery/{name}\.png\)", readme)
-    picture = f"[![{alt[1] if alt else title}](docs/gallery/{name}.png)](notebooks/{name}.ipynb)"
+    there = (files.ROOT / "docs" / "gallery" / f"{name}.png").exists()
+    picture = f"[![{alt[1] if alt else title}](docs/gallery/{name}.png)](notebooks/{name}.ipynb)" if there else ""
     return (f"::::{{container}} chapter\n{picture}\n\n**[{int(name[:2])} · {title}](notebooks/{name}.ipynb)**\n\n"
             f"{claim}\n\n:::{{container}} small\n{about.get('Time', '')} · {about.get('Level', '')}\n:::\n::::\n")
 

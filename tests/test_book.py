@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser import Visit, served, visit
-from nbformat.v4 import new_notebook, new_output
+from nbformat.v4 import new_markdown_cell, new_notebook, new_output
 from tree import code
 
 from pipeline import book, copies, files
@@ -46,6 +46,13 @@ def test_a_chapter_is_shown_as_it_was_run_here_and_else_as_published(two_chapter
 def test_links_of_the_ledger_lead_to_cells_of_the_site(two_chapters: Path):
     notebooks = {name: book.executed(name) for name in ("00_a", "01_b")}
     assert "(cell:00_a#cell-01)" in book.rows(notebooks)
+
+
+def test_a_card_says_what_the_chapter_says_of_itself(two_chapters: Path):
+    head = new_markdown_cell("# A title\n\n**A claim.**\n\n| | |\n|---|---|\n| Level | easy |\n| Time | a minute |")
+    said = book.card("01_b", new_notebook(cells=[head]))
+    assert all(part in said for part in ("1 · A title", "\nA claim.\n", "a minute · easy", "(notebooks/01_b.ipynb)"))
+    assert "0 · Bare" in book.card("00_a", new_notebook(cells=[new_markdown_cell("# Bare")]))
 
 
 def test_another_mathjax_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
