@@ -105,7 +105,7 @@ def card(name: str, notebook: nbformat.NotebookNode) -> str:
     claim = "".join(re.findall(r"^\s*\*\*(.*)\*\*$", rest, re.MULTILINE)[:1])
     about = dict(re.findall(r"^\| (Level|Time) \| (.*?) \|$", head, re.MULTILINE))
     readme = (files.ROOT / "README.md").read_text(encoding="utf-8")
-    alt = re.search(rf"!\[([^\]]*)\]\(docs/gallery/{name}\.png\)", readme)
+    alt = re.search(rf"!\[([^\]]*)\]\(docs/gallery/{name}\.(?:png|webp)\)", readme)
     there = (files.ROOT / "docs" / "gallery" / f"{name}.png").exists()
     picture = f"[![{alt[1] if alt else title}](docs/gallery/{name}.png)](notebooks/{name}.ipynb)" if there else ""
     return (f"::::{{container}} chapter\n{picture}\n\n**[{int(name[:2])} · {title}](notebooks/{name}.ipynb)**\n\n"
