@@ -4,7 +4,7 @@ from pathlib import Path
 
 from docutils import nodes
 
-# The address of a public repository.  With one, the pages offer Binder and the source; without, neither.
+# The address of a public repository.  With one, the pages offer Binder, Colab and the source; without, none.
 REPOSITORY = ""
 
 project = "Five Roads from Noise to Data"
@@ -43,7 +43,8 @@ html_theme_options = {
 if REPOSITORY:
     html_theme_options |= {"repository_url": REPOSITORY, "repository_branch": "main",
                            "use_repository_button": True,
-                           "launch_buttons": {"binderhub_url": "https://mybinder.org"}}
+                           "launch_buttons": {"binderhub_url": "https://mybinder.org",
+                                              "colab_url": "https://colab.research.google.com"}}
 
 
 def cells(app, doctree):
