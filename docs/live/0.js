@@ -102,7 +102,7 @@ class Figure {
   keep() {
     const drawn = this.name ? { data: this.name } : { points: encode(this.points) };
     if (this.name === "word") drawn.word = this.text.value;
-    address.write({ ...drawn, arrows: this.arrows, ...(this.playing ? {} : { t: AT[this.index].toFixed(3) }) });
+    address.write({ ...drawn, arrows: this.arrows, ...(this.playing ? {} : { t: AT[Math.floor(this.index)].toFixed(3) }) });
     this.wake();
   }
 
