@@ -71,14 +71,14 @@ def executed(name: str) -> nbformat.NotebookNode:
 
 
 def folded(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The notebook with tags that fold its solutions, the checks of its exercises, and long code above a figure."""
+    """The notebook with tags that fold solutions, the checks of exercises, long plots and the search for `lib`."""
     for cell in notebook.cells:
         shows = any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
         if tagged(cell, "solution"):
             tag, what = "hide-cell", "solution"
         elif tagged(cell, "exercise-check"):
             tag, what = "hide-input", "check"
-        elif shows and len(cell.source.splitlines()) > LONG:
+        elif "google.colab" in cell.source or (shows and len(cell.source.splitlines()) > LONG):
             tag, what = "hide-input", "code"
         else:
             continue
