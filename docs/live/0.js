@@ -1,11 +1,10 @@
 // Draw your own data: a data set by hand, its exact density, score and velocity, and particles that fall along them.
 
-import { CLOUDS, generator, normal, word } from "./clouds.js";
+import { CLOUDS, decode, encode, generator, normal, word } from "./clouds.js";
 import { Flow, times } from "./flow.js";
-import { Hands, nearest } from "./hands.js";
-import { address, choice, dress, enliven, make, slider, still } from "./page.js";
+import { nearest } from "./hands.js";
+import { address, choice, Figure, make, slider, still } from "./page.js";
 import { field, PATHS, weights } from "./softmax.js";
-import { View } from "./view.js";
 
 const STEPS = 150, SECONDS = 7, PAUSE = 2, PARTICLES = 400, AT = times(STEPS), PATH = PATHS.straight;
 const ARROWS = { none: "no arrows", score: "score", velocity: "velocity" }, STANDS = { score: 1, velocity: 3 };
@@ -13,33 +12,11 @@ const TOLD = "The points are a data set. Noise, in orange, falls onto them along
   + "noised data; blue shows their density. Move over the picture to see which points own a place. Keys: arrows move "
   + "the lens, Enter adds a point under it, Delete takes the nearest away.";
 
-/** Points as text for the address, four letters each, and back. */
-export const encode = (points) => [...points].map((value) =>
-  Math.round((Math.max(-4, Math.min(4, value)) + 4) / 8 * 1295).toString(36).padStart(2, "0")).join("");
-export const decode = (text) => Float64Array.from(text.match(/../g) ?? [], (pair) => parseInt(pair, 36) / 1295 * 8 - 4)
-  .filter(Number.isFinite);
+class Draw extends Figure {
+  static title = "Draw your own data";
+  static told = TOLD;
 
-class Figure {
-  constructor(root) {
-    dress();
-    this.root = root;
-    this.build();
-    this.view = new View(this.canvas);
-    this.out = new Float64Array(9);
-    this.hands = new Hands(this.view, {
-      get: () => this.points, set: (points) => this.data(points, ""), done: () => this.keep(),
-      look: (place) => {
-        this.lens = place;
-        this.wake();
-      } });
-    this.restore();
-    enliven(this);
-  }
-
-  build() {
-    this.canvas = make("canvas", { tabIndex: 0, role: "application", ariaLabel: `Draw your own data. ${TOLD}` });
-    this.said = make("p", { className: "live-said", ariaLive: "polite" });
-    this.play = make("button", { type: "button", className: "live-play", on: { click: () => this.toggle() } });
+  controls() {
     this.time = slider("time t from noise to data", { min: 0, max: STEPS, step: 1, value: 0 }, (k) => {
       const { a, m } = PATH(AT[k]);
       return `t = ${AT[k].toFixed(2)},  σ = ${a ? (m / a).toPrecision(2) : "∞"}`;
@@ -52,11 +29,13 @@ class Figure {
       this.arrows = name;
       this.keep();
     });
-    this.draw = make("button", { type: "button", className: "live-draw", textContent: "draw",
-      on: { click: () => this.drawing(this.draw.ariaPressed !== "true") } });
-    const row = (...parts) => make("div", { className: "live-row" }, ...parts);
-    this.root.replaceChildren(make("div", { className: "live-stage" }, this.canvas, this.said),
-      row(this.play, this.time), row(this.cloud, this.text, this.draw, this.kind));
+    this.draw = this.button("draw", "live-draw", () => this.drawing(this.draw.ariaPressed !== "true"));
+    return [[this.play, this.time], [this.cloud, this.text, this.draw, this.kind]];
+  }
+
+  prepare() {
+    this.out = new Float64Array(9);
+    this.hands = this.take(this.view, { get: () => this.points, set: (points) => this.data(points, "") });
   }
 
   /** What the address says, or moons in motion. */
@@ -96,7 +75,7 @@ class Figure {
     this.shares = new Float64Array(points.length / 2);
     this.noise ??= normal(2 * PARTICLES, generator(5));
     this.flow = new Flow(this.noise, points, PATH, AT);
-    this.wake?.();
+    this.wake();
   }
 
   keep() {
@@ -107,15 +86,8 @@ class Figure {
   }
 
   toggle() {
-    this.playing = !this.playing;
-    if (this.playing && this.index === STEPS) this.index = 0;
-    this.keep();
-  }
-
-  seek(k) {
-    this.index = k;
-    this.playing = false;
-    this.keep();
+    if (!this.playing && this.index === STEPS) this.index = 0;
+    super.toggle();
   }
 
   drawing(on) {
@@ -137,8 +109,7 @@ class Figure {
     const goal = Math.floor(this.index), reached = some ? this.flow.reach(goal) : 0;
     this.paint(PATH(AT[goal]), reached);
     this.time.show(goal);
-    this.play.textContent = this.playing ? "❚❚" : "▶";
-    this.play.ariaLabel = this.playing ? "pause" : "play";
+    this.showPlay();
     return some && (this.playing || reached < goal);
   }
 
@@ -181,4 +152,4 @@ class Figure {
   }
 }
 
-for (const root of document.querySelectorAll('.live[data-figure="0"]')) root.figure = new Figure(root);
+Draw.fill(0);

@@ -1,10 +1,9 @@
 // The bridge: Sinkhorn's iterations between two clouds, the plan, and random paths of the Schrödinger bridge.
 
 import { CLOUDS, generator, normal } from "./clouds.js";
-import { Hands, nearest } from "./hands.js";
-import { address, choice, dress, enliven, make, slider, still } from "./page.js";
+import { nearest } from "./hands.js";
+import { address, choice, Figure, slider, still } from "./page.js";
 import { Sinkhorn } from "./sinkhorn.js";
-import { View } from "./view.js";
 
 const WALKERS = 120, KNOTS = 60, SECONDS = 5, RATE = 8, ENOUGH = 1e-3, PATIENCE = 4000, MOST = 150, LEVELS = 60;
 const TOLD = "Two clouds of points and the entropic plan between them: lines join points that exchange mass. Small ε finds "
@@ -33,30 +32,13 @@ const PAIRS = {
   blob: () => [beside(blobs(60, 1), 60, -1.3), beside(blobs(60, 3), 60, 1.3)],
 };
 
-class Figure {
-  constructor(root) {
-    dress();
-    this.root = root;
-    this.build();
-    this.view = new View(this.canvas);
-    this.hands = new Hands(this.view, {
-      get: () => this.clouds[this.side], set: (points) => this.set(points), done: () => this.keep(), most: MOST,
-      look: (place) => {
-        this.lens = place;
-        this.wake();
-      } });
-    this.walks();
-    this.restore();
-    enliven(this);
-  }
+class Bridge extends Figure {
+  static title = "The bridge";
+  static told = TOLD;
 
-  build() {
-    const button = (className, click) => make("button", { type: "button", className, on: { click } });
-    this.canvas = make("canvas", { tabIndex: 0, role: "application", ariaLabel: `The bridge. ${TOLD}` });
-    this.said = make("p", { className: "live-said", ariaLive: "off" });
-    this.play = button("live-play", () => this.toggle());
-    this.one = Object.assign(button("live-step", () => this.step()), { textContent: "one half-step" });
-    this.again = Object.assign(button("live-step", () => this.start()), { textContent: "start again" });
+  controls() {
+    this.one = this.button("one half-step", "live-step", () => this.step());
+    this.again = this.button("start again", "live-step", () => this.start());
     this.heat = slider("temperature ε", { min: 0, max: LEVELS, step: 1, value: 20 },
       (k) => `ε = ${level(k).toPrecision(2)}`, (k) => this.warm(k));
     this.time = slider("time t from source to target", { min: 0, max: KNOTS, step: 1, value: 0 },
@@ -67,9 +49,14 @@ class Figure {
       this.side = name === "target" ? 1 : 0;
       this.hands.draw(name !== "look");
     });
-    const row = (...parts) => make("div", { className: "live-row" }, ...parts);
-    this.root.replaceChildren(make("div", { className: "live-stage" }, this.canvas, this.said),
-      row(this.heat, this.one, this.again), row(this.play, this.time), row(this.pair, this.pen));
+    return [[this.heat, this.one, this.again], [this.play, this.time], [this.pair, this.pen]];
+  }
+
+  prepare() {
+    this.said.ariaLive = "off";
+    this.hands = this.take(this.view,
+      { get: () => this.clouds[this.side], set: (points) => this.set(points), most: MOST });
+    this.walks();
   }
 
   /** Brownian bridges from 0 to 0 for the walkers, and the numbers that choose where each goes. */
@@ -91,10 +78,10 @@ class Figure {
     this.index = t === undefined ? 0 : Math.round(Math.max(0, Math.min(1, +t || 0)) * KNOTS);
     this.playing = t === undefined && !still.matches;
     if (t === undefined && still.matches) this.index = KNOTS / 2;
-    this.take(pair in PAIRS ? pair : "moons");
+    this.pick(pair in PAIRS ? pair : "moons");
   }
 
-  take(name) {
+  pick(name) {
     this.name = name;
     this.pair.press(name);
     this.clouds = PAIRS[name]();
@@ -102,7 +89,7 @@ class Figure {
   }
 
   choose(name) {
-    this.take(name);
+    this.pick(name);
     this.keep();
   }
 
@@ -140,7 +127,7 @@ class Figure {
     this.now = solver?.state();
     this.plan = solver && Array.from({ length: solver.f.length }, (_, i) => solver.row(i, new Float64Array(solver.g.length)));
     this.states = solver && this.paths();
-    this.wake?.();
+    this.wake();
   }
 
   /** Where every walker is at every knot: a pair drawn from the plan, and a Brownian bridge of variance ε/2 between. */
@@ -163,17 +150,6 @@ class Figure {
     address.write({ ...(this.name ? { pair: this.name } : {}), eps: this.level,
       ...(this.playing ? {} : { t: (this.index / KNOTS).toFixed(2) }) });
     this.wake();
-  }
-
-  toggle() {
-    this.playing = !this.playing;
-    this.keep();
-  }
-
-  seek(k) {
-    this.index = k;
-    this.playing = false;
-    this.keep();
   }
 
   /** Whether Sinkhorn rests: both ends are right, or somebody steps by hand. */
@@ -215,8 +191,7 @@ class Figure {
     this.said.textContent = solver ? this.tell() : "Each side needs points: draw some.";
     this.time.show(k);
     this.heat.show(this.level);
-    this.play.textContent = this.playing ? "❚❚" : "▶";
-    this.play.ariaLabel = this.playing ? "pause" : "play";
+    this.showPlay();
   }
 
   tell() {
@@ -240,4 +215,4 @@ function drawn(masses, chance) {
   return found < 0 ? masses.length - 1 : found;
 }
 
-for (const root of document.querySelectorAll('.live[data-figure="3"]')) root.figure = new Figure(root);
+Bridge.fill(3);

@@ -16,12 +16,18 @@ export function normal(count, random) {
     Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random()));
 }
 
-function normalised(points) {
+/** The mean of points, and the root of their variance a dimension. */
+export function moments(points, dimensions = 2) {
   const count = points.length / 2, mean = [0, 0];
   points.forEach((value, k) => (mean[k % 2] += value / count));
-  const centred = points.map((value, k) => value - mean[k % 2]);
-  const size = Math.sqrt(centred.reduce((sum, value) => sum + value * value, 0) / (2 * count));
-  return centred.map((value) => value / (size || 1));
+  const square = points.reduce((sum, value, k) => sum + (value - mean[k % 2]) ** 2, 0);
+  return { mean, size: Math.sqrt(square / (dimensions * count)) };
+}
+
+/** The points about their mean, with unit variance a dimension. */
+export function normalised(points, dimensions = 2) {
+  const { mean, size } = moments(points, dimensions);
+  return points.map((value, k) => (value - mean[k % 2]) / (size || 1));
 }
 
 /** Points along a curve: (k, u) → [x, y] for the k-th of `count`, with noise. */
@@ -70,3 +76,9 @@ function fitted(points) {
   const reach = Math.max(...unit.filter((_, k) => k % 2 === 0).map(Math.abs));
   return unit.map((value) => value * Math.min(1.35, 2.7 / reach));
 }
+
+/** Points as text for the address, four letters each, and back. */
+export const encode = (points) => [...points].map((value) =>
+  Math.round((Math.max(-4, Math.min(4, value)) + 4) / 8 * 1295).toString(36).padStart(2, "0")).join("");
+export const decode = (text) => Float64Array.from(text.match(/../g) ?? [], (pair) => parseInt(pair, 36) / 1295 * 8 - 4)
+  .filter(Number.isFinite);

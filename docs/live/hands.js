@@ -1,7 +1,7 @@
 // Points drawn, moved and taken away by mouse, finger or keyboard, and the place that is looked at.
 
 const CLOSE = 8, APART = 0.07; // pixels within which a point is taken hold of; distance between points of one stroke
-const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
+export const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 
 /** Where the pair stands that is nearest to (x, y) and nearer than `reach`, or −1. */
 export function nearest(pairs, x, y, reach) {
@@ -15,8 +15,8 @@ export function nearest(pairs, x, y, reach) {
 
 export class Hands {
   /** get() and set(points) the points that are drawn, done() after each stroke, look(place or null) in between. */
-  constructor(view, { get, set, done, look, most = 500 }) {
-    Object.assign(this, { view, get, set, done, look, most, drawing: false });
+  constructor(view, { get, set, done, look, most = 500, apart = APART, close = CLOSE }) {
+    Object.assign(this, { view, get, set, done, look, most, apart, close, drawing: false });
     const { canvas } = view, place = (event) => view.toPlane(event.offsetX, event.offsetY);
     canvas.addEventListener("pointerdown", (event) => {
       if (this.drawing) this.grasp(event.pointerId, ...place(event));
@@ -45,7 +45,7 @@ export class Hands {
   /** A point under the finger is moved, else points are drawn. */
   grasp(pointer, x, y) {
     this.view.canvas.setPointerCapture(pointer);
-    this.held = nearest(this.get(), x, y, CLOSE / this.view.unit);
+    this.held = nearest(this.get(), x, y, this.close / this.view.unit);
     if (this.held < 0) this.add(x, y);
   }
 
@@ -55,7 +55,7 @@ export class Hands {
       const moved = points.slice();
       moved.set([x, y], this.held);
       this.set(moved);
-    } else if (Math.hypot(x - points.at(-2), y - points.at(-1)) > APART) {
+    } else if (Math.hypot(x - points.at(-2), y - points.at(-1)) > this.apart) {
       this.add(x, y);
     }
   }

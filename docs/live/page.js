@@ -1,5 +1,8 @@
 // What every figure shares: its box, its controls, the theme, the address, and a clock that rests when nobody looks.
 
+import { Hands } from "./hands.js";
+import { View } from "./view.js";
+
 /** An element; `set` are its properties, with `data` and `on` for data-* and listeners. */
 export function make(tag, { data = {}, on = {}, ...set } = {}, ...children) {
   const element = Object.assign(document.createElement(tag), set);
@@ -81,24 +84,82 @@ function clock(element, frame) {
   return wake;
 }
 
-/** Let a figure with `root`, `view` and `frame` follow the theme and its size; it gets `wake`, which asks for a picture. */
-export function enliven(figure) {
-  const { root, view } = figure;
-  theme((name) => {
-    root.dataset.theme = name;
-    view.show(name);
-    figure.wake?.();
-  });
-  figure.wake = clock(root, (seconds) => figure.frame(seconds));
-  new ResizeObserver(() => {
-    view.fit();
-    figure.wake();
-  }).observe(view.canvas);
-  figure.wake();
+/** A picture with a sentence about it, a play button and rows of controls.  A figure has a `title`, what is `told` to
+ *  those who do not see it, and the `sight` of its view; controls() → rows of elements; prepare() what is drawn with;
+ *  restore() what the address says, or a start; keep() writes it there; `index`, how far it has played; frame(seconds)
+ *  → whether another picture will be needed. */
+export class Figure {
+  constructor(root) {
+    const { title, told, sight } = this.constructor;
+    dress();
+    this.root = root;
+    this.canvas = make("canvas", { tabIndex: 0, role: "application", ariaLabel: `${title}. ${told}` });
+    this.said = make("p", { className: "live-said", ariaLive: "polite" });
+    this.play = this.button("", "live-play", () => this.toggle());
+    this.stage = make("div", { className: "live-stage" }, this.canvas, this.said);
+    const rows = this.controls().map((parts) => make("div", { className: "live-row" }, ...parts));
+    root.replaceChildren(this.stage, ...rows);
+    this.views = [this.view = new View(this.canvas, sight)];
+    this.prepare();
+    this.restore();
+    this.enliven();
+  }
+
+  button(textContent, className, click) {
+    return make("button", { type: "button", className, textContent, on: { click } });
+  }
+
+  /** Hands on a view; where they are becomes the lens. */
+  take(view, what) {
+    return new Hands(view, { done: () => this.keep(), look: (place) => {
+      this.lens = place;
+      this.wake();
+    }, ...what });
+  }
+
+  /** Follow the theme and the size on the page; from now on `wake` asks for a picture. */
+  enliven() {
+    theme((name) => {
+      this.root.dataset.theme = name;
+      for (const view of this.views) view.show(name);
+      this.wake();
+    });
+    this.wake = clock(this.root, (seconds) => this.frame(seconds));
+    const fit = new ResizeObserver(() => {
+      for (const view of this.views) view.fit();
+      this.wake();
+    });
+    for (const view of this.views) fit.observe(view.canvas);
+    this.wake();
+  }
+
+  wake() {}
+
+  toggle() {
+    this.playing = !this.playing;
+    this.keep();
+  }
+
+  seek(k) {
+    this.index = k;
+    this.playing = false;
+    this.keep();
+  }
+
+  /** The play button says what it does next. */
+  showPlay() {
+    this.play.textContent = this.playing ? "❚❚" : "▶";
+    this.play.ariaLabel = this.playing ? "pause" : "play";
+  }
+
+  /** Figures in all boxes of that number. */
+  static fill(number) {
+    for (const root of document.querySelectorAll(`.live[data-figure="${number}"]`)) root.figure = new this(root);
+  }
 }
 
 /** The stylesheet beside the modules, once. */
-export function dress() {
+function dress() {
   const href = new URL("live.css", import.meta.url).href;
   if (!document.querySelector(`link[href="${href}"]`)) document.head.append(make("link", { rel: "stylesheet", href }));
 }

@@ -5,11 +5,16 @@ import { field } from "./softmax.js";
 // Okabe and Ito's colours, which most colour-blind readers tell apart
 export const THEMES = {
   light: { ramp: ["#ffffff", "#e3eff8", "#a9d1ec", "#4f9fd4", "#0b5a96"], particle: "#b84a00", trail: "rgba(213,94,0,.3)",
-    point: "#10202c", ring: "#ffffff", arrow: "rgba(16,32,44,.55)", lens: "#00694c", ink: "#10202c" },
+    point: "#10202c", ring: "#ffffff", arrow: "rgba(16,32,44,.55)", lens: "#00694c", ink: "#10202c",
+    price: ["#ffffff", "#aab6c0"], paths: { VP: "#8b2f78", trigonometric: "#00694c", straight: "#0b5a96",
+      KO: "#b84a00", floored: "#7a5c00", own: "#10202c" } },
   dark: { ramp: ["#0c1118", "#0d2438", "#10507f", "#3397d3", "#b6e3ff"], particle: "#ffb000", trail: "rgba(255,176,0,.3)",
-    point: "#f4f7fa", ring: "#0c1118", arrow: "rgba(244,247,250,.5)", lens: "#2fd6a4", ink: "#f4f7fa" },
+    point: "#f4f7fa", ring: "#0c1118", arrow: "rgba(244,247,250,.5)", lens: "#2fd6a4", ink: "#f4f7fa",
+    price: ["#0c1118", "#4b5a68"], paths: { VP: "#f0a0d8", trigonometric: "#2fd6a4", straight: "#7cc4f2",
+      KO: "#ff9a66", floored: "#ffd166", own: "#f4f7fa" } },
 };
-const SHADES = 256, HALF = 2.6; // of the shorter side, in units of the data's standard deviation
+const SHADES = 256, BAND = 1; // how tall the density of a line is drawn
+const HALF = 2.6; // of the shorter side, in units of the data's standard deviation
 
 function parse(hex) {
   return [1, 3, 5].map((k) => parseInt(hex.slice(k, k + 2), 16));
@@ -25,10 +30,11 @@ function palette(ramp) {
   return table;
 }
 
-/** A canvas with the plane on it: what is drawn is in units of the data, y upwards. */
+/** A canvas with the plane on it: what is drawn is in units of the data, y upwards; `half` of the shorter side of what
+ *  is seen, around `centre`. */
 export class View {
-  constructor(canvas) {
-    this.canvas = canvas;
+  constructor(canvas, { half = HALF, centre = [0, 0] } = {}) {
+    Object.assign(this, { canvas, half, centre });
     this.pen = canvas.getContext("2d");
     this.sheet = document.createElement("canvas");
     this.show("light");
@@ -48,15 +54,15 @@ export class View {
     this.canvas.width = Math.round(this.width * dots);
     this.canvas.height = Math.round(this.height * dots);
     this.dots = dots;
-    this.unit = Math.min(this.width, this.height) / (2 * HALF);
+    this.unit = Math.min(this.width, this.height) / (2 * this.half);
   }
 
   toScreen(x, y) {
-    return [this.width / 2 + x * this.unit, this.height / 2 - y * this.unit];
+    return [this.width / 2 + (x - this.centre[0]) * this.unit, this.height / 2 - (y - this.centre[1]) * this.unit];
   }
 
   toPlane(px, py) {
-    return [(px - this.width / 2) / this.unit, (this.height / 2 - py) / this.unit];
+    return [(px - this.width / 2) / this.unit + this.centre[0], (this.height / 2 - py) / this.unit + this.centre[1]];
   }
 
   clear() {
@@ -65,24 +71,26 @@ export class View {
     this.pen.fillRect(0, 0, this.width, this.height);
   }
 
-  /** p_t = Σ_j N(a y_j, m² I) as colour.  A Gaussian is a product over axes, so the picture is a product of matrices. */
-  density(points, { a, m }) {
+  /** p_t = Σ_j N(a y_j, m² I) as colour.  A Gaussian is a product over axes, so the picture is a product of matrices.
+   *  On a line it is a band. */
+  density(points, { a, m }, dimensions = 2) {
     const cell = Math.min(0.16, Math.max(0.035, m / 2.5));
-    const columns = Math.ceil(this.width / this.unit / cell), rows = Math.ceil(this.height / this.unit / cell);
+    const columns = Math.ceil(this.width / this.unit / cell);
+    const rows = dimensions > 1 ? Math.ceil(this.height / this.unit / cell) : 1;
     const across = profile(points, 0, a, m, columns, -cell * (columns - 1) / 2, cell);
     const down = profile(points, 1, a, m, rows, cell * (rows - 1) / 2, -cell);
     const sum = product(down, across, points.length / 2, rows, columns);
-    this.paint(sum, rows, columns, cell);
+    this.paint(sum, rows, columns, cell, dimensions > 1 ? rows * cell : BAND);
   }
 
-  paint(values, rows, columns, cell) {
+  paint(values, rows, columns, cell, tall) {
     const { sheet, shades, pen } = this, top = values.reduce((most, v) => Math.max(most, v), 1e-300);
     sheet.width = columns;
     sheet.height = rows;
     const ink = sheet.getContext("2d"), image = ink.createImageData(columns, rows), pixels = new Uint32Array(image.data.buffer);
     for (let k = 0; k < values.length; k++) pixels[k] = shades[Math.round((SHADES - 1) * Math.sqrt(values[k] / top))];
     ink.putImageData(image, 0, 0);
-    const [wide, high] = [columns * cell * this.unit, rows * cell * this.unit];
+    const [wide, high] = [columns * cell * this.unit, tall * this.unit];
     pen.imageSmoothingQuality = "high";
     pen.drawImage(sheet, (this.width - wide) / 2, (this.height - high) / 2, wide, high);
   }
