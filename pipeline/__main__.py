@@ -9,6 +9,7 @@
     fresh               everything forced, then a certificate against the results before
     lab [OPTION ...]    JupyterLab with Chapter 0 open
     student [FOLDER]    an edition of the notebooks without solutions and outputs, into student/
+    course              for the teacher, into results/course/: editions, slides, assignments, an archive for students
     grade FOLDER        a table of the exercises in a folder of students' notebooks, as CSV
     book                the site, into results/book/
     publish             executed notebooks, gallery, metrics and ledger into the tree (maintainers)
@@ -36,6 +37,7 @@ COMMANDS = {
     "fresh": ("certificate", "fresh", 0, 0),
     "lab": ("lab", "lab", 99, 0),
     "student": ("student", "write", 1, 0),
+    "course": ("course", "course", 0, 0),
     "grade": ("grade", "grade", 1, 1),
     "book": ("book", "book", 0, 0),
     "publish": ("publish", "publish", 0, 0),
