@@ -5,7 +5,7 @@ What an exercise needs is found as for grading, so an assignment runs in seconds
 from __future__ import annotations
 
 import ast
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nbformat
 from IPython.core.inputtransformer2 import TransformerManager
@@ -55,7 +55,7 @@ def parts(notebook: nbformat.NotebookNode) -> list[Part]:
         elif needs := [one for one in statements if id(one) in wanted]:
             call = next((one for one in needs if called(one)), None)
             source = text(cell.source, [one for one in needs if one is not call])
-            exercise = (called(call).removeprefix("check_"), ast.unparse(call.value.args[0])) if call else ()
+            exercise = (called(call).removeprefix("check_"), judged(call)) if call else ()
             found.append(Part(False, source, *exercise))
     return found
 
@@ -92,7 +92,12 @@ def solved(source: str, statements: list[ast.stmt], name: str) -> str:
     """The solution under the name that the exercise asks for: what its check is given, and what that needs."""
     position = next(position for position, one in enumerate(statements) if called(one))
     *needs, call = needed(statements[position], statements[:position])
-    return f"{text(source, needs)}\n\n\n{name} = {ast.unparse(call.value.args[0])}"
+    return f"{text(source, needs)}\n\n\n{name} = {judged(call)}"
+
+
+def judged(call: Any) -> str:
+    """What the call of a check gives it."""
+    return ast.unparse(call.value.args[0])
 
 
 def nbgrader(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

@@ -102,7 +102,7 @@ def wrong(notebook: nbformat.NotebookNode) -> Iterator[tuple[str, list[str]]]:
         for node in ast.walk(ast.Module(body(cell.source), [])) if cell.cell_type == "code" else ():
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "Check":
                 answers, = (keyword.value for keyword in node.keywords if keyword.arg == "wrong")
-                yield ast.literal_eval(node.args[0]), [ast.literal_eval(key) for key in answers.keys]
+                yield ast.literal_eval(node.args[0]), [ast.literal_eval(key) for key in getattr(answers, "keys", [])]
 
 
 def discussion(number: int, guide: str) -> Iterator[str]:
@@ -124,7 +124,7 @@ def archive(notebooks: Path) -> dict[str, bytes]:
         wanted += [file for file in (files.ROOT / folder).rglob("*") if file.suffix in kinds]
     wanted += [files.ROOT / name for name in ("claims.yaml", "LICENSE")]
     project = tomllib.loads((files.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    asked = [re.match(r"[\w.-]+", bound)[0] for bound in project["dependencies"]] + ["jupyterlab", "ruamel.yaml"]
+    asked = [re.split(r"[^\w.-]", bound)[0] for bound in project["dependencies"]] + ["jupyterlab", "ruamel.yaml"]
     members = {file.relative_to(files.ROOT).as_posix(): file.read_bytes() for file in wanted}
     members |= {f"notebooks/{file.name}": file.read_bytes() for file in notebooks.iterdir()}
     return members | {"README.txt": READ_ME.encode(), "pins.txt": (files.ROOT / "requirements.txt").read_bytes(),
