@@ -26,7 +26,7 @@ from lib.base import ranks
 from lib.base.stage import CHECKPOINTS
 
 RESULTS = Path(__file__).resolve().parent / "results"
-NO_SETTINGS = ("device", "threads", "timeout", "out", "overwrite")
+NO_SETTINGS = ("device", "threads", "jobs", "parts", "timeout", "out", "overwrite")
 
 
 def parser(doc: str, room: str, *, seeds: int | None = None, device: bool = True) -> argparse.ArgumentParser:
