@@ -177,7 +177,7 @@ def run_pixels(name: str, seed: int, options: argparse.Namespace) -> dict:
 
 
 def trained(run: Callable[..., dict], known: dict[str, path.Path], seeds: int, options: argparse.Namespace) -> dict:
-    """Every path from every seed, `jobs` at a time, a thread each: on two cores a quarter faster than one after another."""
+    """Every path from every seed, `jobs` at a time, a thread each: on two cores a quarter faster than in turn."""
     KNOWN.update(known)  # paths hold closures: a forked process has them, no message could carry them
     pairs = [(name, seed) for seed in range(seeds) for name in known]
     with ProcessPoolExecutor(options.jobs, get_context("fork")) as pool:

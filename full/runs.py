@@ -30,7 +30,8 @@ RUNS = {
     "judge": Run(5, 1, ("judge/judge",)),
     "autoencoder": Run(4, 1, ("latents/autoencoder",)),
     "latents": Run(18, 3, ("latents/flow",)),
-    "01_kinetic_optimal_paths": Run(120, 20, tuple(f"01_kinetic_optimal_paths/{part}" for part in ("codes", "pixels", "separation"))),
+    "01_kinetic_optimal_paths": Run(
+        110, 20, tuple(f"01_kinetic_optimal_paths/{part}" for part in ("codes", "separation", "pixels"))),
     "02_stochastic_interpolants": Run(900, 7, ("02_stochastic_interpolants/digits",), ("steps=digit_steps",)),
     "03_diffusion_schrodinger_bridge": Run(
         220, 75, ("03_diffusion_schrodinger_bridge/bridges",), ("steps", "iterations", "knots")),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tree import script
 
-from lib import path
+from lib import kinetic, path, posterior
 from lib.base.stage import CHECKPOINTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,6 +106,30 @@ def test_flow_matching_is_the_regression_on_the_velocity(common):
     assert loss(lambda t, x: 0 * x, g).item() == pytest.approx(1 + 6.5, abs=0.1)
     exact = lambda t, x: (a - x) / (1 - t)[:, None]
     assert loss(exact, g).item() < 1e-6
+
+
+@pytest.mark.parametrize("trained", [path.cond_ot(), path.trigonometric(), path.variance_preserving()])
+@pytest.mark.parametrize("along", [path.cond_ot(), path.trigonometric()])
+def test_the_field_of_one_path_gives_that_of_another(trained, along):
+    """Exact fields know one posterior mean; the earliest ratios are beyond VP, which starts at 0.0066."""
+    run, g = script(FULL / "01_kinetic_optimal_paths.py"), torch.Generator().manual_seed(0)
+    cloud, x = (torch.randn(n, 3, generator=g, dtype=torch.float64) for n in (30, 20))
+    field = run.transferred(lambda t, x: posterior.velocity(trained, t, x, cloud), trained, along)
+    for t in (0.1, 0.5, 0.9):
+        t = torch.tensor(t, dtype=torch.float64)
+        expected = posterior.velocity(along, t, x, cloud)
+        assert torch.allclose(field(t, x), expected, atol=1e-6 * float(expected.abs().max()))
+
+
+def test_the_best_path_on_the_rim_has_the_energy_of_its_arc():
+    """Data on a line in the plane: γ = sin²θ/(1 + sin²θ), an arc of π/4; the trigonometric path needs more."""
+    run = script(FULL / "01_kinetic_optimal_paths.py")
+    line = lambda s: 2 * s**2 / (1 + 2 * s**2)
+    rim = run.rim(line, 0.0)
+    t = torch.linspace(0, 1, 101, dtype=torch.float64)
+    assert torch.allclose(torch.hypot(rim.a(t), rim.m(t)), torch.ones(101, dtype=torch.float64))
+    assert kinetic.kinetic_energy(rim, line) == pytest.approx((math.pi / 4) ** 2, rel=2e-3)
+    assert kinetic.kinetic_energy(path.trigonometric(), line) > 0.7
 
 
 def test_a_moved_picture_is_another_view_of_it(monkeypatch):
