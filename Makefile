@@ -11,7 +11,7 @@ export TORCH_INDEX
 export PYTHONPATH := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data repro compare test check fresh full publish book lab student grade bench lint
+.PHONY: help setup data repro compare test check fresh full publish book lab student course grade bench lint
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ lab: setup  ## read and run the notebooks (OPTIONS=--no-browser and the like are
 
 student: setup  ## an edition of the notebooks without solutions and outputs, in student/
 	@$(MODULE) pipeline student
+
+course: setup  ## editions, slides and assignments for a class, in results/course/
+	@$(MODULE) pipeline course
 
 grade: setup  ## FOLDER=...: a table of the exercises in students' notebooks
 	@$(MODULE) pipeline grade $(FOLDER)

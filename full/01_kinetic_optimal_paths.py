@@ -50,9 +50,9 @@ def arguments() -> argparse.Namespace:
     return common.options(parser)
 
 
-def separations(x: Tensor) -> dict[str, kinetic.Lambda]:
+def separations(x: Tensor, draws: int = 4096) -> dict[str, kinetic.Lambda]:
     """λ of points, in-sample and leave-one-out."""
-    return {name: kinetic.separation(x, kinetic.nodes(), generator=torch.Generator().manual_seed(0),
+    return {name: kinetic.separation(x, kinetic.nodes(), generator=torch.Generator().manual_seed(0), draws=draws,
                                      leave_one_out=name == OUT).smooth for name in (IN, OUT)}
 
 
@@ -214,7 +214,7 @@ def codes(options: argparse.Namespace) -> dict:
 
 def pixels(options: argparse.Namespace) -> dict:
     x = data.mnist(side=14).train.x
-    lam = separations(affine.normaliser(x)(x))
+    lam = separations(affine.normaliser(x)(x), options.draws)
     known = {name: p for name, p in paths(lam, options.floor).items() if name in PIXEL_PATHS}
     runs = trained(run_pixels, known, options.pixel_seeds, options)
     return {"what": "flow matching at 14 × 14 pixels of MNIST: one network, one budget, three paths",
