@@ -30,6 +30,8 @@ from tree import code
 from pipeline import assignments, course, files, grade, slides, student
 from pipeline.copies import read, tagged
 
+pytestmark = pytest.mark.slow  # every edition of every chapter, twice
+
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = sorted(file.stem for file in (ROOT / "notebooks").glob("*.ipynb"))
 GUIDE = (ROOT / "docs" / "teaching.md").read_text(encoding="utf-8")

@@ -55,7 +55,7 @@ echo "$0 $*" >> calls
 case "$*" in "-m pipeline setup") mkdir -p .venv/bin && cp "$0" .venv/bin/python && touch .venv/.ready ;; esac
 case "$*" in "$FAILING") exit 3 ;; esac
 """
-SIMPLE = ("data", "repro", "compare", "test", "check", "fresh", "book", "student")
+SIMPLE = ("data", "repro", "compare", "test", "check", "fresh", "book", "student", "course")
 ASKED = {name: [f"-m pipeline {name}"] for name in SIMPLE} | {
     "setup": [], "publish": ["-m pipeline repro", "-m pipeline publish"],
     "lint": ["-m ruff check .", "-m basedpyright"],
