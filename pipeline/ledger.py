@@ -50,7 +50,7 @@ def counted(rows: list[Row]) -> str:
 
 def linked(row: Row, notebook: nbformat.NotebookNode, folder: str) -> Row:
     """The row with its identifier leading to the cell that measured it, or to the notebook."""
-    measured = re.compile(rf"""\(\s*["']{re.escape(row.id)}["']""")
+    measured = re.compile(rf"""["']{re.escape(row.id)}["']""")
     cell = next((cell for cell in notebook.cells if cell.cell_type == "code" and measured.search(cell.source)), None)
     anchor = "" if cell is None else f"#cell-id={cell.id}"
     where = "" if cell is None or not cell.execution_count else f" In [{cell.execution_count}]"

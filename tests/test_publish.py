@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from nbformat.v4 import new_markdown_cell
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from tree import code, commit, missing, record, row, write
 
-from pipeline import copies, history, publish
+from lib.chapter.claims import Row
+from pipeline import copies, history, ledger, publish
 from pipeline.parameters import Refused
 
 
@@ -76,6 +77,13 @@ def test_the_whole_ledger_stands_by_chapter_and_source_with_a_link_to_the_cell(r
     assert "| [A-1](../notebooks/00_a.ipynb#cell-id=cell-01) In [1] | something |" in first
     assert "| [A-2](../notebooks/00_a.ipynb) | something | ours |  (days) |" in first
     assert "| [B-1](../notebooks/01_b.ipynb) |" in second  # no cell names it
+
+
+@pytest.mark.parametrize("source", ['claims.measure("A-1", 1)', "for id, v in {'A-1': 1}.items(): measure(id, v)"])
+def test_a_claim_leads_to_the_cell_that_names_it_however_it_does(source: str):
+    notebook = new_notebook(cells=[new_code_cell("claims['A-10']", id="no"), new_code_cell(source, id="yes")])
+    found = ledger.linked(Row("A-1", "00_a", "something", "ours"), notebook, "")
+    assert found.id == "[A-1](notebooks/00_a.ipynb#cell-id=yes)"
 
 
 def test_publishing_refuses_before_anything_is_written(repository: Path):
