@@ -1,89 +1,538 @@
-"""Chapter 2 at length: digits from noise by a linear interpolant, two ways of pairing a batch, over several seeds.
+"""Chapter 2 at length: what interpolants promise, each against its strongest rival.
 
-    python full/02_stochastic_interpolants.py
+    python full/02_stochastic_interpolants.py               all five parts, or --parts with some of them
 
-trains the same network with independent pairs and with pairs by the optimal assignment of each batch, and writes
-full/results/02_stochastic_interpolants/digits.json: energy distance of Euler steps to held-out digits, bits per pixel
-by the exact likelihood of the learned flow, energy distance of the diffusion with the same marginals (independent
-pairs only: under a coupling the velocity does not know the score), with hardware, versions and command.  The chapter
-reads that file.
+`cost` trains one network on tables of known density by the interpolant's loss and by maximum likelihood through an ODE
+solver, and follows the held-out KL by processor time.  `diffusion` compares interpolant and diffusion, flow and noise,
+among the codes of MNIST and in 14 × 14 pixels.  `pairs` carries moons to eight Gaussians, and digits to the next digit.
+`shorter` plays the max–min game on the checkerboard.  `patches` is density estimation on photographs.  Each writes
+PART.json under full/results/02_stochastic_interpolants/, which the chapter reads.
 """
 from __future__ import annotations
 
 import argparse
 import itertools
+import math
+import time
+import warnings
+from collections.abc import Callable
 
 import common
+import matplotlib.pyplot as plt
+import ot
 import torch
-from torch import Tensor
+from sklearn.mixture import GaussianMixture
+from torch import Tensor, nn
+from torchdiffeq import odeint_adjoint
 
-from lib import affine, data, metrics, solve, transport
+from lib import affine, data, judge, latents, metrics, nets, path, posterior, solve, toys
 from lib import interpolant as si
-from lib.base.stage import progress
 from lib.fit import fit
-from lib.nets import MLP, ConvNet
 
-PAIRS = {"independent": None, "batch transport": "exact"}
+ARC = si.trigonometric()
+END = math.sqrt(16 / 3)  # the checkerboard's second moment in a coordinate is 16/3
+BOARD, MOONS, LOBES = toys.checkerboard(), toys.two_moons(), toys.eight_gaussians()
 
 
 def arguments() -> argparse.Namespace:
-    parser = common.parser(__doc__, __file__, seeds=5)
-    parser.add_argument("--steps", type=int, default=20_000, help="gradient steps for each pairing and seed")
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--network", choices=("conv", "mlp"), default="conv")
-    parser.add_argument("--width", type=int, default=64, help="channels of conv, units of mlp")
-    parser.add_argument("--held-out", type=int, default=300, help="test digits whose likelihood is evaluated")
-    parser.add_argument("--ode-steps", type=int, default=40, help="Runge–Kutta steps of the likelihood")
+    parser = common.parser(__doc__, __file__, seeds=3)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS])
+    parser.add_argument("--steps", type=int, default=20_000, help="gradient steps among codes, in pixels, on patches")
+    parser.add_argument("--plane-steps", type=int, default=12_000, help="gradient steps in the plane")
+    parser.add_argument("--seconds", type=float, default=96.0, help="of processor time for each training of `cost`")
+    parser.add_argument("--search", type=float, default=24.0, help="and for each learning rate tried before")
+    parser.add_argument("--rows", type=int, default=200_000, help="of each table")
+    parser.add_argument("--samples", type=int, default=5000, help="whose Fréchet distance is taken")
+    parser.add_argument("--rounds", type=int, default=2000, help="of the max–min game")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings side by side")
     return common.options(parser)
 
 
-def run(coupling: str | None, seed: int, options: argparse.Namespace) -> dict:
-    """Train with one pairing from one seed; sample quality by number of steps, and bits per pixel."""
-    digits, levels = data.digits(), data.digits(dequantise=False)
-    scale, device = affine.normaliser(digits.train.x), torch.device(options.device)
-    counts = (levels.train.x * 16).round().to(device)
-    test = scale(digits.test.x).to(device)
-    held_out = torch.cat([scale(digits.validation.x).to(device), test])
-    g = torch.Generator(device).manual_seed(seed)
-    build, size = (ConvNet, 8) if options.network == "conv" else (MLP, 64)
-    net = build(size, generator=torch.Generator().manual_seed(seed), width=options.width).to(device)
+# cost ---------------------------------------------------------------------------------------------------------------
 
-    def ends(g: torch.Generator) -> tuple[Tensor, Tensor]:
-        rows = torch.randint(len(counts), (options.batch,), generator=g, device=device)
-        pixels = (counts[rows] + torch.rand((options.batch, 64), generator=g, device=device)) / 17
-        return torch.randn((options.batch, 64), generator=g, device=device), scale(pixels)
+SIZES, RATES, BATCH = (6, 21, 43, 63), (1e-3, 3e-3, 1e-2), 256
 
-    pairs = ends if coupling is None else transport.coupled(ends, coupling)
-    model, history = fit(net, si.objective(si.linear(), pairs), options.steps, generator=g, lr=2e-3,
-                         name=f"{coupling or 'independent'}, seed {seed}")
-    noise = torch.randn(len(held_out), 64, generator=torch.Generator().manual_seed(1000 + seed)).to(device)
-    result = {"seed": seed, "path length": round(float(history["length"][-500:].mean()), 3)}
+
+class Teacher:
+    """A random flow of six affine couplings (Dinh et al. 2017): samples and exact density in D dimensions."""
+
+    def __init__(self, dim: int, seed: int = 0, layers: int = 6, width: int = 64) -> None:
+        g = torch.Generator().manual_seed(seed)
+        self.dim, half = dim, dim // 2
+        draw = lambda n, m: torch.randn(n, m, generator=g) / math.sqrt(n)
+        self.layers = [(torch.randperm(dim, generator=g), draw(half, width), 0.6 * draw(width, 2 * (dim - half)))
+                       for _ in range(layers)]
+
+    def _shift(self, layer: tuple[Tensor, Tensor, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        log_scale, shift = (torch.tanh(x @ layer[1]) @ layer[2]).chunk(2, 1)
+        return 0.5 * torch.tanh(log_scale), shift
+
+    def sample(self, n: int, g: torch.Generator) -> Tensor:
+        x = torch.randn(n, self.dim, generator=g)
+        for layer in self.layers:
+            one, other = x.split([self.dim // 2, self.dim - self.dim // 2], 1)
+            log_scale, shift = self._shift(layer, one)
+            x = torch.cat([one, other * log_scale.exp() + shift], 1)[:, layer[0]]
+        return x
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        log_det = torch.zeros(len(x))
+        for layer in reversed(self.layers):
+            one, other = x[:, layer[0].argsort()].split([self.dim // 2, self.dim - self.dim // 2], 1)
+            log_scale, shift = self._shift(layer, one)
+            x, log_det = torch.cat([one, (other - shift) * (-log_scale).exp()], 1), log_det - log_scale.sum(1)
+        return common.standard_normal(x) + log_det
+
+
+class Augmented(nn.Module):
+    """Position and Hutchinson's divergence of a network, with one sign vector for each row; counts evaluations."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.calls = net, 0
+
+    def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        self.calls += 2 if torch.is_grad_enabled() else 1
+        x = state[0]
+        velocity, slope = torch.func.jvp(lambda y: self.net(t, y), (x,), (self.signs,))
+        return velocity, (slope * self.signs).sum(1)
+
+
+def by_interpolant(field: Augmented, x: Tensor, g: torch.Generator) -> Tensor:
+    field.calls += 2
+    return si.velocity_loss(field.net, ARC, torch.randn(x.shape, generator=g), x, si.stratified(len(x), g))["loss"]
+
+
+def by_adjoint(field: Augmented, x: Tensor, g: torch.Generator) -> Tensor:
+    """Minus the likelihood by dopri5, its gradient by a second equation: Grathwohl et al. 2019."""
+    field.signs = solve.rademacher(tuple(x.shape), g)
+    z, total = odeint_adjoint(field, (x, torch.zeros(len(x))), torch.tensor([1.0, 0.0]), method="dopri5",
+                              rtol=1e-3, atol=1e-3)
+    return -(common.standard_normal(z[-1]) + total[-1]).mean()
+
+
+def by_unrolling(field: Augmented, x: Tensor, g: torch.Generator) -> Tensor:
+    """Minus the likelihood by eight steps of RK4, its gradient through them: Onken et al. 2021."""
+    field.signs = solve.rademacher(tuple(x.shape), g)
+    flow = lambda t, y: field(t, (y, y))
+    return -solve.log_likelihood(flow, x, torch.linspace(1, 0, 9), common.standard_normal).mean()
+
+
+WAYS = {"interpolant": by_interpolant, "adjoint": by_adjoint, "unrolled": by_unrolling}
+
+
+def kl(net: nn.Module, x: Tensor, exact: Tensor, method: str, **options) -> Tensor:
+    """log p − log p̂ of each held-out row, Hutchinson's divergence with one fixed sign vector for each."""
+    signs = solve.rademacher((1, *x.shape), torch.Generator().manual_seed(7))
+    clock = torch.linspace(1, 0, 2 if method == "dopri5" else 13)
     with torch.no_grad():
-        result["energy distance"] = {
-            steps: round(metrics.energy_distance(
-                solve.ode(model, noise, torch.linspace(0, 1, steps + 1), "euler")[-1], held_out), 5)
-            for steps in (1, 2, 4, 8, 16, 64)}
-        if coupling is None:
-            score = lambda t, x: si.score_from_velocity(si.linear(), t, x, model(t, x))
-            grid = torch.linspace(0, 0.99, 64, device=device)
-            result["diffusion, 64 steps"] = {}
-            for c in (0.25, 1.0):
-                end = si.diffuse(model, score, lambda t, c=c: c * (1 - t), noise, grid, g)[-1]
-                end = end + 0.01 * model(grid[-1], end)
-                result["diffusion, 64 steps"][str(c)] = round(metrics.energy_distance(end, held_out), 5)
-        log_p = si.log_density(model, 1.0, test[:options.held_out], common.standard_normal, steps=options.ode_steps)
-    result["bits per pixel"] = round(metrics.bits_per_dim(log_p + scale.log_det, 64, 17), 4)
-    return result
+        found = solve.log_likelihood(net, x, clock, common.standard_normal, solve.hutchinson_divergence(net, signs),
+                                     method, **options)
+    return exact - found
+
+
+def race(task: tuple[int, str, float, int, float], options: argparse.Namespace) -> dict:
+    """One training within a budget of processor seconds; the held-out KL of its average at geometric times."""
+    dim, way, lr, seed, seconds = task
+    torch.set_num_threads(1)
+    teacher = Teacher(dim)
+    rows = teacher.sample(options.rows, torch.Generator().manual_seed(0))
+    scale = affine.normaliser(rows, per_coordinate=True)
+    rows, held = scale(rows), teacher.sample(5000, torch.Generator().manual_seed(1))
+    exact, held = teacher.log_prob(held) - scale.log_det, scale(held)
+    g = torch.Generator().manual_seed(seed)
+    net = nets.MLP(dim, width=128, generator=torch.Generator().manual_seed(seed), zero=True)
+    mean = nets.MLP(dim, width=128, generator=torch.Generator().manual_seed(seed), zero=True).requires_grad_(False)
+    field, optimiser = Augmented(net), torch.optim.Adam(net.parameters(), lr, fused=True)
+    spent, steps, due, curve = 0.0, 0, 0.25, [(0.0, 0, float(kl(mean, held[:1000], exact[:1000], "rk4").mean()))]
+    while spent < seconds:
+        start = time.process_time()
+        optimiser.zero_grad()
+        loss = WAYS[way](field, rows[torch.randint(len(rows), (BATCH,), generator=g)], g)
+        if not torch.isfinite(loss):
+            break
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 10.0)
+        optimiser.step()
+        steps += 1
+        torch._foreach_lerp_(list(mean.parameters()), list(net.parameters()), 1 - min(0.999, steps / (steps + 9)))
+        spent += time.process_time() - start
+        if spent >= due or spent >= seconds:
+            curve.append((spent, field.calls, float(kl(mean, held[:1000], exact[:1000], "rk4").mean())))
+            due = 1.5 * spent
+    last = kl(mean, held, exact, "dopri5", rtol=1e-5, atol=1e-5)
+    return {"seed": seed, "lr": lr, "steps": steps, "curve": [[round(s, 2), n, round(v, 4)] for s, n, v in curve],
+            "kl": round(float(last.mean()), 4), "stderr": round(float(last.std()) / math.sqrt(len(last)), 4)}
+
+
+def cost(options: argparse.Namespace) -> dict:
+    """Each way first with every learning rate for a shorter time, then from every seed with the best of them."""
+    tables = {}
+    for dim in SIZES:
+        tried = [(dim, way, lr, 100, options.search) for way in WAYS for lr in RATES]
+        search = common.side_by_side(race, tried, options)
+        best = {way: min((r for t, r in zip(tried, search, strict=True) if t[1] == way), key=lambda r: r["kl"])["lr"]
+                for way in WAYS}
+        tasks = [(dim, way, best[way], seed, options.seconds) for seed in range(options.seeds) for way in WAYS]
+        runs = common.side_by_side(race, tasks, options)
+        teacher = Teacher(dim)
+        held, rows = (teacher.sample(5000, torch.Generator().manual_seed(k)) for k in (1, 0))
+        gauss = torch.distributions.MultivariateNormal(rows.mean(0), rows.T.cov())
+        tables[dim] = {"entropy": round(-float(teacher.log_prob(held).mean()), 4),
+                       "Gaussian": round(float((teacher.log_prob(held) - gauss.log_prob(held)).mean()), 4),
+                       "search": {way: {r["lr"]: r["kl"] for t, r in zip(tried, search, strict=True) if t[1] == way}
+                                  for way in WAYS},
+                       "runs": {way: [r for t, r in zip(tasks, runs, strict=True) if t[1] == way] for way in WAYS}}
+    return {"what": "tables of known density: one network trained by an interpolant and by maximum likelihood",
+            "tables": tables}
+
+
+# diffusion ----------------------------------------------------------------------------------------------------------
+
+EVALUATIONS, NOISES = (10, 20, 50, 100), (0.5, 1.0, 2.0, 4.0)
+Guess = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (t, x) -> E[x_0 | x], E[x_1 | x]
+
+
+def guess_of(net: nn.Module, p: path.Path, kind: str) -> Guess:
+    """Both conditional means from a network of the velocity, or of the noise."""
+    def guess(t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        a, m, (da, dm) = p.a(t), p.m(t), p.rates(t)
+        x0 = net(t, x) if kind == "noise" else (da * x - a * net(t, x)) / (m * da - dm * a)
+        return x0, (x - m * x0) / a if kind == "noise" else (m * net(t, x) - dm * x) / (m * da - dm * a)
+
+    return guess
+
+
+def ancestral(guess: Guess, p: path.Path, x: Tensor, t: Tensor, eta: float, g: torch.Generator) -> Tensor:
+    """DDIM for any Gaussian path (Song et al. 2021): from t to t′ guesses kept, with a share η of fresh noise."""
+    for now, later in itertools.pairwise(t):
+        x0, x1 = guess(now, x)
+        fresh = eta * p.m(later) * (1 - (p.ratio(now) / p.ratio(later)).square()).clamp_min(0).sqrt() if eta else 0.0
+        x = p.a(later) * x1 + (p.m(later) ** 2 - fresh**2 if eta else p.m(later) ** 2).clamp_min(0).sqrt() * x0
+        x = x + fresh * torch.randn(x.shape, generator=g).to(x) if eta else x
+    return x
+
+
+def noisy(net: nn.Module, x: Tensor, steps: int, c: float, g: torch.Generator) -> Tensor:
+    """Euler–Maruyama with ε = c·m, then one step of the flow."""
+    t = torch.linspace(0, 1, steps + 1)[:-1]
+    drift = lambda t, x: (v := net(t, x)) + c * ARC.ends.m(t) * si.score_from_velocity(ARC, t, x, v)
+    x = solve.sde(drift, lambda t: (2 * c * ARC.ends.m(t)).sqrt(), x, t, g)[-1]
+    return x + (1 - t[-1]) * net(t[-1], x)
+
+
+def generated(task: tuple[str, str, int], options: argparse.Namespace) -> dict:
+    """Fréchet distances of one network's samplers: the flow by evaluations, and noise of all strengths at the most."""
+    space, kind, seed = task
+    torch.set_num_threads(1)
+    if space == "codes":
+        x, seen = latents.mnist().train.x, lambda w: judge.view(latents.load().decode(w)).features
+        real = judge.view(data.mnist().test.x / 255).features
+    else:
+        parts = data.mnist(side=14)
+        scale = affine.normaliser(parts.train.x)
+        big = lambda x: x.reshape(-1, 14, 14).repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1) / 255
+        x, seen = scale(parts.train.x), lambda w: judge.view(big(scale.inverse(w))).features
+        real = judge.view(big(parts.test.x)).features
+    p = path.variance_preserving() if kind == "noise" else path.trigonometric()
+
+    def loss(model: nn.Module, g: torch.Generator) -> Tensor:
+        x1 = x[torch.randint(len(x), (128,), generator=g)]
+        x0, t = torch.randn(x1.shape, generator=g), torch.rand(128, generator=g)
+        target = x0 if kind == "noise" else p.velocity(x0, x1, t)
+        return (model(t, p.point(x0, x1, t)) - target).square().mean()
+
+    net = nets.ResidualMLP(x.shape[1], generator=torch.Generator().manual_seed(seed))
+    model, history = fit(net, loss, options.steps, generator=torch.Generator().manual_seed(seed), name=str(task))
+    g, guess = torch.Generator().manual_seed(1000 + seed), guess_of(model, p, kind)
+    start = torch.randn((options.samples, x.shape[1]), generator=g)
+    far = lambda w: round(float(metrics.frechet_distance(seen(w), real)), 3)
+    knots = lambda n: torch.linspace(0, 1, n + 1)
+    with torch.no_grad():
+        found = {"flow": {n: far(solve.ode(model, start, torch.linspace(0, 1, n + 1), "euler")[-1])
+                          for n in EVALUATIONS}} if kind != "noise" else {}
+        found |= {f"DDIM, η = {eta:g}": {n: far(ancestral(guess, p, start, knots(n), eta, g)) for n in EVALUATIONS
+                                         if n in (10, 100) or eta == 0} for eta in (0.0, 0.5, 1.0)}
+        if kind != "noise":
+            found |= {f"ε = {c:g} m": {100: far(noisy(model, start, 100, c, g))} for c in NOISES}
+    return {"seed": seed, "loss": round(float(history["loss"][-500:].mean()), 4), "Fréchet": found}
+
+
+def diffusion(options: argparse.Namespace) -> dict:
+    tasks = [("codes", kind, seed) for seed in range(options.seeds) for kind in ("velocity", "noise")]
+    tasks += [("pixels", kind, 0) for kind in ("velocity", "noise")]
+    runs = common.side_by_side(generated, tasks, options)
+    real, codes = judge.view(data.mnist().test.x / 255).features, latents.mnist().train.x[:options.samples]
+    again = metrics.frechet_distance(judge.view(latents.load().decode(codes)).features, real)
+    of = lambda space, kind: [r for t, r in zip(tasks, runs, strict=True) if t[:2] == (space, kind)]
+    return {"what": "interpolant (velocity, trigonometric) and diffusion (noise, VP): one network, one budget",
+            "floor": {"reconstructed": round(float(again), 3)},
+            "spaces": {space: {kind: of(space, kind) for kind in ("velocity", "noise")}
+                       for space in ("codes", "pixels")}}
+
+
+# pairs --------------------------------------------------------------------------------------------------------------
+
+def perceptron(g: torch.Generator) -> nets.MLP:
+    return nets.MLP(2, width=256, fourier=32, scale=0.3, generator=g)
+
+
+def moons_to_lobes(seed: int, options: argparse.Namespace) -> dict:
+    """KL at both ends of one field between two densities that are known."""
+    ends = lambda g: (MOONS.sample(512, g), LOBES.sample(512, g))
+    model, _ = fit(perceptron(torch.Generator().manual_seed(seed)), si.objective(si.linear(), ends),
+                   options.plane_steps, generator=torch.Generator().manual_seed(seed), lr=2e-3, name="moons, lobes")
+    g, found = torch.Generator().manual_seed(1000 + seed), {}
+    for name, law, other, clock in (("lobes", LOBES, MOONS, [1.0, 0.0]), ("moons", MOONS, LOBES, [0.0, 1.0])):
+        x = law.sample(4000, g)
+        with torch.no_grad():
+            log_p = solve.log_likelihood(model, x, torch.tensor(clock), other.log_prob, method="dopri5", atol=1e-5)
+        gap = law.log_prob(x) - log_p
+        found[name] = {"kl": round(float(gap.mean()), 4), "stderr": round(float(gap.std()) / math.sqrt(len(x)), 4)}
+    return {"seed": seed, **found}
+
+
+def successor(seed: int, options: argparse.Namespace) -> dict:
+    """Each test digit carried to the next class among the codes: where it arrives, and pictures of the way."""
+    parts, dim = latents.mnist(), latents.SIZE
+    by_class = [parts.train.x[parts.train.label == c] for c in range(10)]
+    pool, sizes = torch.cat(by_class), torch.tensor([len(x) for x in by_class])
+    first = sizes.cumsum(0) - sizes
+
+    def loss(model: nn.Module, g: torch.Generator) -> dict[str, Tensor]:
+        c = torch.randint(10, (128,), generator=g)
+        draw = lambda c: pool[first[c] + (torch.rand(128, generator=g) * sizes[c]).long()]
+        x0, x1 = draw(c), draw((c + 1) % 10)
+        return si.velocity_loss(lambda t, x: model(t, x, c), si.linear(), x0, x1, si.stratified(128, g))
+
+    net = nets.ResidualMLP(dim, classes=10, generator=torch.Generator().manual_seed(seed))
+    model, _ = fit(net, loss, options.steps // 2, generator=torch.Generator().manual_seed(seed), name="next digit")
+    test, label = parts.test
+    with torch.no_grad():
+        walk = solve.ode(lambda t, x: model(t, x, label), test, torch.linspace(0, 1, 51), "heun")
+    view = judge.view(latents.load().decode(walk[-1]))
+    real = judge.view(data.mnist().test.x / 255).features
+    shown = [int(torch.nonzero(label == c)[0]) for c in range(10)]
+    return {"seed": seed, "arrived": round(float((view.label == (label + 1) % 10).double().mean()), 4),
+            "Fréchet": round(float(metrics.frechet_distance(view.features, real)), 3),
+            "pictures": latents.load().decode(walk[::10][:, shown].reshape(-1, dim)).reshape(6, 10, 28, 28)}
+
+
+def paired(task: tuple[str, int], options: argparse.Namespace) -> dict:
+    torch.set_num_threads(1)
+    return {"moons to eight Gaussians": moons_to_lobes, "digit to next digit": successor}[task[0]](task[1], options)
+
+
+def pairs(options: argparse.Namespace) -> dict:
+    names = ("moons to eight Gaussians", "digit to next digit")
+    tasks = [(name, seed) for seed in range(options.seeds) for name in names]
+    runs = common.side_by_side(paired, tasks, options)
+    sheet = runs[1]["pictures"].permute(0, 2, 1, 3).reshape(6 * 28, 10 * 28)
+    options.out.mkdir(parents=True, exist_ok=True)
+    plt.imsave(options.out / "pairs.png", 1 - sheet, cmap="gray", vmin=0, vmax=1, metadata={"Software": None})
+    for run in runs:
+        run.pop("pictures", None)
+    known = judge.view(latents.load().decode(latents.mnist().test.x))
+    right = float((known.label == latents.mnist().test.label).double().mean())
+    return {"what": "from any density to any density", "judge on reconstructed test digits": round(right, 4),
+            "runs": {name: [r for t, r in zip(tasks, runs, strict=True) if t[0] == name] for name in names}}
+
+
+# shorter ------------------------------------------------------------------------------------------------------------
+
+def cloud_length(i: si.Interpolant, cloud: Tensor, g: torch.Generator, times: int = 8, batch: int = 160) -> Tensor:
+    """E|b|² between N(0, I) and a cloud of points, exact in b, at stratified times up to 0.97."""
+    total = torch.zeros(())
+    for t in 0.97 * (torch.arange(times) + torch.rand(times, generator=g)) / times:
+        x1 = cloud[torch.randint(len(cloud), (batch,), generator=g)]
+        x = i.point(torch.randn(x1.shape, generator=g), x1, t)
+        total = total + posterior.velocity(i.one_sided(), t, x, cloud).square().sum(1).mean() / times
+    return total
+
+
+def board_ends(g: torch.Generator) -> tuple[Tensor, Tensor]:
+    return torch.randn(512, 2, generator=g), BOARD.sample(512, g) / END
+
+
+def game(g: torch.Generator, rounds: int, inner: int = 5) -> si.Learned:
+    """The max–min game: `inner` steps of the field, then one small step of the interpolant against it."""
+    field, learned = perceptron(g), si.Learned(7)
+    down = torch.optim.Adam(field.parameters(), 2e-3)
+    up = torch.optim.Adam(learned.parameters(), 5e-4)
+    for _ in range(rounds):
+        for k in range(inner + 1):
+            mover, i = (down, learned.interpolant()) if k < inner else (up, learned.opponent())
+            x0, x1 = board_ends(g)
+            loss = si.velocity_loss(field, i, x0, x1, si.stratified(512, g))["loss"]
+            mover.zero_grad()
+            loss.backward()
+            mover.step()
+    return learned.requires_grad_(False)
+
+
+def by_exact_inner(cloud: Tensor, g: torch.Generator, steps: int = 300) -> si.Learned:
+    """Descent on the exact length of a cloud: the game with a perfect inner player."""
+    learned = si.Learned(7)
+    optimiser = torch.optim.Adam(learned.parameters(), 0.015)
+    for step in range(steps):
+        optimiser.param_groups[0]["lr"] = 0.015 * (1 - step / steps)
+        optimiser.zero_grad()
+        cloud_length(learned.interpolant(), cloud, g).backward()
+        optimiser.step()
+    return learned.requires_grad_(False)
+
+
+def shortened(task: tuple[str, int], options: argparse.Namespace) -> dict:
+    """One interpolant on the checkerboard: exact length, and likelihood, samples and map of a network trained on it."""
+    kind, seed = task
+    torch.set_num_threads(1)
+    g = torch.Generator().manual_seed(seed)
+    cloud = BOARD.sample(3000, torch.Generator().manual_seed(9)) / END
+    known = {"linear": si.linear, "trigonometric": si.trigonometric}
+    learned = None if kind in known else game(g, options.rounds) if kind == "game" else by_exact_inner(cloud, g)
+    i = known[kind]() if learned is None else learned.interpolant()
+    with torch.no_grad():
+        length = torch.stack([cloud_length(i, cloud, torch.Generator().manual_seed(k), 16, 400) for k in range(16)])
+    late = lambda t: 1 - (1 - t) ** 1.5
+    model, _ = fit(perceptron(torch.Generator().manual_seed(seed)), si.objective(i, board_ends, warp=late),
+                   options.plane_steps, generator=torch.Generator().manual_seed(seed), lr=2e-3, name=str(task))
+    fresh = torch.Generator().manual_seed(1000 + seed)
+    held, start = BOARD.sample(5000, fresh), torch.randn(4000, 2, generator=fresh)
+    goal = BOARD.sample(4000, fresh) / END
+    with torch.no_grad():
+        log_p = solve.log_likelihood(model, held / END, torch.tensor([1.0, 0.0]), common.standard_normal,
+                                     method="dopri5", atol=1e-5) - 2 * math.log(END)
+        end = solve.ode(model, start, torch.linspace(0, 1, 101), "rk4")[-1]
+    partner = [b[ot.emd([], [], torch.cdist(start.double(), b.double()).square().numpy(), numItermax=10_000_000)
+                 .argmax(1)] for b in (goal, BOARD.sample(4000, fresh) / END)]
+    return {"seed": seed, "nats": round(-float(log_p.mean()), 4),
+            "length": round(float(length.mean()) * END**2, 3),
+            "stderr": round(float(length.std()) * END**2 / math.sqrt(len(length)), 3),
+            "dark": round(float(torch.isfinite(BOARD.log_prob(end * END)).double().mean()), 4),
+            "map error": round(float((end - partner[0]).square().sum(1).mean()) * END**2, 3),
+            "map floor": round(float((partner[1] - partner[0]).square().sum(1).mean()) * END**2, 3),
+            "transport": round(float((start - partner[0]).square().sum(1).mean()) * END**2, 3),
+            "corrections": None if learned is None else [[round(float(c), 4) for c in row]
+                                                         for row in learned.corrections]}
+
+
+def shorter(options: argparse.Namespace) -> dict:
+    kinds = ("trigonometric", "game", "exact inner player", "linear")
+    tasks = [(kind, seed) for seed in range(options.seeds) for kind in kinds]
+    runs = common.side_by_side(shortened, tasks, options)
+    return {"what": "checkerboard: interpolants found by hand, by the max–min game and by descent on the exact length",
+            "entropy": round(math.log(32), 4),
+            "interpolants": {kind: [r for t, r in zip(tasks, runs, strict=True) if t[0] == kind] for kind in kinds}}
+
+
+# patches ------------------------------------------------------------------------------------------------------------
+
+COMPONENTS = (5, 20, 100, 200)
+
+
+class Chart:
+    """Coordinates for photographs: z = c|y|^(β − 1) y, y whitened, with log|z| as a Gaussian has it.
+
+    log|z| of N(0, I) has mean (ψ(D/2) + log 2)/2 and variance ψ′(D/2)/4.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        x = x.double()
+        self.dim, self.mean, self.factor = x.shape[1], x.mean(0), torch.linalg.cholesky(x.T.cov())
+        log_r, half = self.white(x).norm(dim=1).log(), torch.tensor(self.dim / 2, dtype=torch.float64)
+        self.beta = float(torch.polygamma(1, half).sqrt() / 2 / log_r.std())
+        self.shift = float((torch.digamma(half) + math.log(2)) / 2 - self.beta * log_r.mean())
+
+    def white(self, x: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(self.factor.to(x), (x - self.mean.to(x)).T, upper=False).T
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """z (n, D) and log |dz/dx| (n,)."""
+        y = self.white(x)
+        stretch = self.shift + (self.beta - 1) * y.norm(dim=1).log()
+        log_det = math.log(self.beta) - float(self.factor.diagonal().log().sum())
+        return y * stretch.exp()[:, None], log_det + self.dim * stretch
+
+
+def levelled(k: Tensor, g: torch.Generator) -> Tensor:
+    """Patches of levels k (n, 64), noised afresh, less mean and last pixel: 63 dimensions, as BSDS300."""
+    x = data.dequantise(k, 256, g)
+    return (x - x.mean(1, keepdim=True))[:, :-1]
+
+
+def held_out(stride: int = 4) -> tuple[Tensor, Tensor]:
+    """Levels of the patches of the columns kept for tests, every `stride` pixels, and the tile that each lies in."""
+    levels, tiles = [], []
+    for number, image in enumerate(data.photographs().values()):
+        grey = image.double().mean(2).round().float()
+        windows = grey[:, int(0.85 * grey.shape[1]) + 8:].unfold(0, 8, stride).unfold(1, 8, stride)
+        rows, columns = (torch.arange(n) * stride for n in windows.shape[:2])
+        tiles.append((1000 * number + 10 * (rows // 61)[:, None] + (columns // 16)[None]).flatten())
+        levels.append(windows.reshape(-1, 64))
+    return torch.cat(levels), torch.cat(tiles)
+
+
+def estimated(task: tuple[str, int], options: argparse.Namespace) -> dict:
+    """Held-out nats of each patch, and the mean on validation patches, of the flow or of one mixture."""
+    kind, components = task
+    torch.set_num_threads(1)
+    parts = data.patches(370_440, dequantise=False)
+    train, validation = ((part.x * 255).round() for part in (parts.train, parts.validation))
+    g = torch.Generator().manual_seed(0)
+    chart = Chart(levelled(train, g))
+    test, log_det = chart(levelled(held_out()[0], g))
+    some, log_det_some = chart(levelled(validation[:4000], g))
+    if kind == "flow":
+        def loss(model: nn.Module, g: torch.Generator) -> dict[str, Tensor]:
+            x1 = chart(levelled(train[torch.randint(len(train), (512,), generator=g)], g))[0]
+            t = 1 - (1 - si.stratified(512, g)) ** 1.5
+            return si.velocity_loss(model, ARC, torch.randn(x1.shape, generator=g), x1, t)
+
+        net = nets.ResidualMLP(63, zero=True, generator=torch.Generator().manual_seed(0))
+        model, _ = fit(net, loss, options.steps, generator=g, name="patches")
+
+        def log_p(x: Tensor) -> Tensor:
+            signs = solve.rademacher((2, *x.shape), torch.Generator().manual_seed(5))
+            with torch.no_grad():
+                return solve.log_likelihood(model, x, torch.tensor([1.0, 0.0]), common.standard_normal,
+                                            solve.hutchinson_divergence(model, signs), "dopri5", atol=1e-5)
+    elif kind == "Gaussian":
+        log_p = common.standard_normal
+    else:
+        points = chart(levelled(train, g))[0].double().numpy()
+        mixture = GaussianMixture(components, reg_covar=1e-4, max_iter=25, random_state=0).fit(points)
+        log_p = lambda x: torch.from_numpy(mixture.score_samples(x.double().numpy()))
+    return {"nats": -(log_p(test) + log_det).double(), "validation": -float((log_p(some) + log_det_some).mean())}
+
+
+def patches(options: argparse.Namespace) -> dict:
+    tasks = [("flow", 0), *(("mixture", k) for k in reversed(COMPONENTS)), ("Gaussian", 1)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # mixtures that stop at their iteration limit say so
+        runs = dict(zip(tasks, common.side_by_side(estimated, tasks, options), strict=True))
+    best = min((t for t in tasks if t[0] == "mixture"), key=lambda t: runs[t]["validation"])
+    _, tile = held_out()
+    lead, names = runs[best]["nats"] - runs["flow", 0]["nats"], tile.unique()
+    blocks = [lead[tile == name] for name in names]
+    g = torch.Generator().manual_seed(3)
+    again = [torch.cat([blocks[j] for j in torch.randint(len(blocks), (len(blocks),), generator=g)]).mean()
+             for _ in range(2000)]
+    return {"what": "patches of photographs: held-out nats of the flow and of mixtures in the same coordinates",
+            "patches": len(tile), "tiles": len(names), "best mixture": best[1], "lead": round(float(lead.mean()), 4),
+            "stderr": round(float(torch.stack(again).std()), 4),
+            "nats": {f"{kind} of {k}" if kind == "mixture" else kind: {
+                "held out": round(float(runs[kind, k]["nats"].mean()), 3),
+                "validation": round(runs[kind, k]["validation"], 3)} for kind, k in tasks}}
+
+
+PARTS = {"cost": cost, "diffusion": diffusion, "pairs": pairs, "shorter": shorter, "patches": patches}
 
 
 def main() -> None:
     options = arguments()
-    file, what = common.place(options, "digits"), "the same network, gradient steps and seeds for two pairings"
-    result = common.head(options, f"digits from noise, linear interpolant, {what}")
-    result |= {"pairs": {name: [] for name in PAIRS}}
-    for name, seed in progress(list(itertools.product(PAIRS, range(options.seeds))), desc="trainings"):
-        result["pairs"][name].append(run(PAIRS[name], seed, options))
-    common.save(file, result)
+    for part in options.parts:
+        file = common.place(options, part)
+        common.save(file, common.head(options, part) | PARTS[part](options))
 
 
 if __name__ == "__main__":
