@@ -2,12 +2,12 @@
 
 import { decode, encode, moments, normalised } from "./clouds.js";
 import { chord, energy, gamma, linear, Separation, through } from "./cone.js";
-import { Hands, MOVES, nearest } from "./hands.js";
+import { Grips } from "./hands.js";
 import { address, choice, Figure, make, slider, still } from "./page.js";
 import { PATHS } from "./softmax.js";
-import { View } from "./view.js";
+import { line, mixed, View } from "./view.js";
 
-const STEPS = 60, SECONDS = 3, PAUSE = 2, MOST = 16, FLOOR = 0.1, WEDGES = 90, SAMPLES = 160, QUARTER = Math.PI / 2;
+const STEPS = 60, MOST = 16, FLOOR = 0.1, WEDGES = 90, SAMPLES = 160, QUARTER = Math.PI / 2;
 const NAMES = { trigonometric: "trigonometric", VP: "VP", straight: "Cond-OT", floored: "KO, floor 0.1", KO: "KO",
   own: "yours" };
 const DASHES = { VP: [7, 5], floored: [2, 4] }, START = [0.5, 0.85, 0.9, 0.75, 1.25, 0.85]; // θ and r of three places
@@ -28,39 +28,6 @@ const SETS = {
   ring: [2, around(12, 1.4)],
   eight: [2, pairs(Float64Array.from(around(8, 1.4))).flatMap((centre, k) => around(2, 0.16, centre, k))],
 };
-
-/** Hands that move the places of a path, and neither add nor take any. */
-class Grips extends Hands {
-  constructor(view, what) {
-    super(view, what);
-    this.drawing = true;
-    this.chosen = 0;
-    view.canvas.addEventListener("touchstart", (event) => { // elsewhere a finger scrolls the page
-      const box = view.canvas.getBoundingClientRect(), [{ clientX, clientY }] = event.touches;
-      const place = view.toPlane(clientX - box.left, clientY - box.top);
-      if (nearest(this.get(), ...place, this.close / view.unit) >= 0) event.preventDefault();
-    }, { passive: false });
-  }
-
-  grasp(pointer, x, y) {
-    super.grasp(pointer, x, y);
-    if (this.held >= 0) this.chosen = this.held / 2;
-  }
-
-  add() {}
-
-  key(event) {
-    const count = this.get().length / 2;
-    if (event.key === "Enter") this.chosen = (this.chosen + 1) % count;
-    else if (!(event.key in MOVES)) return;
-    const moved = this.get().slice();
-    MOVES[event.key]?.forEach((step, c) => (moved[2 * this.chosen + c] += 0.02 * step));
-    this.set(moved);
-    this.see(this.get().slice(2 * this.chosen, 2 * this.chosen + 2));
-    this.done();
-    event.preventDefault();
-  }
-}
 
 class Cone extends Figure {
   static title = "The cone";
@@ -104,7 +71,6 @@ class Cone extends Figure {
     this.index = flat === undefined ? 0 : Math.round(Math.max(0, Math.min(1, +flat || 0)) * STEPS);
     this.playing = flat === undefined && !still.matches;
     if (flat === undefined && still.matches) this.index = STEPS;
-    this.way = 1;
     const places = decode(path ?? "");
     this.places = places.length === START.length ? bounded(places) : Float64Array.from(START);
     this.hands.draw(matchMedia("(hover: hover)").matches);
@@ -226,7 +192,7 @@ class Cone extends Figure {
       this.separation.reach(24);
       this.measure();
     }
-    if (this.playing) this.run(seconds);
+    if (this.playing) this.sway(seconds, STEPS);
     for (const view of this.views) view.clear();
     this.flat.show(Math.round(this.index));
     this.showPlay();
@@ -234,14 +200,6 @@ class Cone extends Figure {
     this.card();
     this.said.textContent = this.best ? this.tell() : "At least two different points: click to add them.";
     return Boolean(this.separation) && (this.playing || !this.settled);
-  }
-
-  /** To the flat sector and back, with a rest at both ends. */
-  run(seconds) {
-    const goal = this.way > 0 ? STEPS : 0;
-    if (this.index === goal) this.rest += seconds;
-    else [this.index, this.rest] = [Math.max(0, Math.min(STEPS, this.index + this.way * seconds / SECONDS * STEPS)), 0];
-    if (this.rest > PAUSE) this.way = -this.way;
   }
 
   paint() {
@@ -375,21 +333,6 @@ const degrees = (angle) => (angle * 180 / Math.PI).toFixed(0);
 function bounded(places) {
   const [least, most] = [[0, 0.1], [QUARTER, 1.05]];
   return places.map((value, k) => Math.max(least[k % 2], Math.min(most[k % 2], value)));
-}
-
-/** A colour between two. */
-function mixed([from, to], part) {
-  return `color-mix(in srgb, ${from}, ${to} ${(100 * part).toFixed(1)}%)`;
-}
-
-function line(view, places, colour, wide, dash = []) {
-  const { pen } = view;
-  pen.beginPath();
-  for (const place of places) pen.lineTo(...view.toScreen(...place));
-  Object.assign(pen, { strokeStyle: colour, lineWidth: wide });
-  pen.setLineDash(dash);
-  pen.stroke();
-  pen.setLineDash([]);
 }
 
 Cone.fill(1);

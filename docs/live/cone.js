@@ -121,20 +121,24 @@ export function gamma(lam, s) {
   return Math.min(1, Math.max(0, 1 - (1 - lam(s)) * (1 + s * s)));
 }
 
-/** ∫ ṙ² + r²γθ̇² dt of a path t → { a, m, da, dm }, over t up to 1 − cutoff, where VP's begins to diverge. */
-export function energy(path, lam, cutoff = 1e-5) {
+/** ∫₀¹ f by Gauss and Legendre, eight nodes a panel. */
+export function integral(f, panels = PANELS) {
   let sum = 0;
-  for (let panel = 0; panel < PANELS; panel++) {
+  for (let panel = 0; panel < panels; panel++) {
     for (const [z, weight] of LEGENDRE) {
-      for (const side of [-z, z]) {
-        const u = (panel + (side + 1) / 2) / PANELS, w = weight / 2 / PANELS * 30 * u * u * (1 - u) ** 2;
-        const { a, m, da, dm } = path((1 - cutoff) * u ** 3 * (10 - 15 * u + 6 * u * u)); // crowds both ends
-        const radial = a * da + m * dm, turning = m * da - a * dm;
-        sum += (1 - cutoff) * w * (radial ** 2 + gamma(lam, a / m) * turning ** 2) / (a * a + m * m);
-      }
+      for (const side of [-z, z]) sum += weight / 2 / panels * f((panel + (side + 1) / 2) / panels);
     }
   }
   return sum;
+}
+
+/** ∫ ṙ² + r²γθ̇² dt of a path t → { a, m, da, dm }, over t up to 1 − cutoff, where VP's begins to diverge. */
+export function energy(path, lam, cutoff = 1e-5) {
+  return integral((u) => {
+    const { a, m, da, dm } = path((1 - cutoff) * u ** 3 * (10 - 15 * u + 6 * u * u)); // crowds both ends
+    const radial = a * da + m * dm, turning = m * da - a * dm, dt = (1 - cutoff) * 30 * u * u * (1 - u) ** 2;
+    return dt * (radial ** 2 + gamma(lam, a / m) * turning ** 2) / (a * a + m * m);
+  });
 }
 
 /** The flat angle Θ = ∫ √max(γ, floor) dθ as a table: two increasing arrays. */

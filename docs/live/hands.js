@@ -84,3 +84,38 @@ export class Hands {
     event.preventDefault();
   }
 }
+
+/** Hands that move places given, and neither add nor take any; with `free`, Enter also comes by the lens. */
+export class Grips extends Hands {
+  constructor(view, what) {
+    super(view, what);
+    Object.assign(this, { drawing: true, chosen: 0, free: Boolean(what.free) });
+    view.canvas.addEventListener("touchstart", (event) => { // elsewhere a finger scrolls the page
+      const box = view.canvas.getBoundingClientRect(), [{ clientX, clientY }] = event.touches;
+      const place = view.toPlane(clientX - box.left, clientY - box.top);
+      if (nearest(this.get(), ...place, this.close / view.unit) >= 0) event.preventDefault();
+    }, { passive: false });
+  }
+
+  grasp(pointer, x, y) {
+    super.grasp(pointer, x, y);
+    if (this.held >= 0) this.chosen = this.held / 2;
+  }
+
+  add() {}
+
+  key(event) {
+    const moved = this.get().slice(), count = moved.length / 2;
+    if (event.key === "Enter") this.chosen = (this.chosen + 1) % (count + this.free);
+    else if (!(event.key in MOVES)) return;
+    if (this.chosen === count) {
+      super.key(event);
+      return;
+    }
+    MOVES[event.key]?.forEach((step, c) => (moved[2 * this.chosen + c] += 0.02 * step));
+    this.set(moved);
+    this.see(this.get().slice(2 * this.chosen, 2 * this.chosen + 2));
+    this.done();
+    event.preventDefault();
+  }
+}

@@ -3,6 +3,11 @@
 import { Hands } from "./hands.js";
 import { View } from "./view.js";
 
+const SECONDS = 3, PAUSE = 2; // that a figure takes to its last picture, and rests there
+
+/** The value, or the bound that it passes. */
+export const between = (low, value, high) => Math.max(low, Math.min(high, value));
+
 /** An element; `set` are its properties, with `data` and `on` for data-* and listeners. */
 export function make(tag, { data = {}, on = {}, ...set } = {}, ...children) {
   const element = Object.assign(document.createElement(tag), set);
@@ -144,6 +149,14 @@ export class Figure {
     this.index = k;
     this.playing = false;
     this.keep();
+  }
+
+  /** From the first index to the last and back, with a rest at both. */
+  sway(seconds, last) {
+    const goal = this.back ? 0 : last;
+    if (this.index === goal) this.rest = (this.rest ?? PAUSE) + seconds;
+    else [this.index, this.rest] = [between(0, this.index + (this.back ? -1 : 1) * seconds / SECONDS * last, last), 0];
+    if (this.rest > PAUSE) this.back = !this.back;
   }
 
   /** The play button says what it does next. */

@@ -221,11 +221,28 @@ function product(down, across, count, rows, columns) {
   return sum;
 }
 
-function arrow(pen, x, y, dx, dy) {
-  const [ex, ey] = [x + dx / 2, y + dy / 2], head = 0.3;
+/** An arrow with its middle at (x, y) into the pen's path; `head` is a part of its length. */
+export function arrow(pen, x, y, dx, dy, head = 0.3) {
+  const [ex, ey] = [x + dx / 2, y + dy / 2];
   pen.moveTo(x - dx / 2, y - dy / 2);
   pen.lineTo(ex, ey);
   pen.moveTo(ex - head * (dx + 0.6 * dy), ey - head * (dy - 0.6 * dx));
   pen.lineTo(ex, ey);
   pen.lineTo(ex - head * (dx - 0.6 * dy), ey - head * (dy + 0.6 * dx));
+}
+
+/** A line through places of the view's plane. */
+export function line(view, places, colour, wide, dash = []) {
+  const { pen } = view;
+  pen.beginPath();
+  for (const place of places) pen.lineTo(...view.toScreen(...place));
+  Object.assign(pen, { strokeStyle: colour, lineWidth: wide });
+  pen.setLineDash(dash);
+  pen.stroke();
+  pen.setLineDash([]);
+}
+
+/** A colour between two. */
+export function mixed([from, to], part) {
+  return `color-mix(in srgb, ${from}, ${to} ${(100 * part).toFixed(1)}%)`;
 }
