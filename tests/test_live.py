@@ -7,17 +7,21 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from browser import Page, Visit, served, visit
+from test_interpolant import Oracle
 from torch import Tensor
 from torch.testing import assert_close
 
 from lib import affine, kinetic, path, posterior, solve
+from lib import interpolant as si
 from lib.kernels import gaussian_posterior
 from lib.transport import sinkhorn
 
-FIGURES = {"0.html": ("time", "t"), "1.html": ("unrolled", "flat"), "3.html": ("time", "t")}  # what slides, its name
+FIGURES = {"0.html": ("time", "t"), "1.html": ("unrolled", "flat"), "2.html": ("from the curves", "flow"),
+           "3.html": ("time", "t")}  # what slides, its name
 SETTLED = "document.querySelector('.live').figure.settled"
 LIVE = Path(__file__).resolve().parent.parent / "docs" / "live"
 TOLERANCE = {"rtol": 1e-6, "atol": 1e-6}
@@ -205,6 +209,125 @@ def test_no_path_beats_the_chord(generator: torch.Generator, float64: None):
     assert least < min(spent) < 1.2 * least
 
 
+KINDS = {"linear": si.linear(), "trigonometric": si.trigonometric(), "latent": si.linear(si.brownian(0.7))}
+BETWEEN = """const c = given.kind === "latent" ? 0.7 : 0, straight = it.PATHS[given.kind] ?? it.PATHS.straight;
+    const path = c ? it.withLatent(straight, c) : straight;
+    const ends = [0, 1].map((k) => ({ means: given.means[k], size: given.sizes[k] }));"""
+Mixed = tuple[list[list[float]], list[float]]  # the means of both ends and the standard deviation about them
+MIXTURES = {"two to three": ([[-1.1, 1.1], [-1.5, 0.1, 1.4]], [0.3, 0.3]), "alike": ([[-1.0, 1.0]] * 2, [0.4, 0.4]),
+            "far gaps": ([[-2.0, 2.0], [-1.9, 0.0, 2.0]], [0.2, 0.25]),
+            "unlike": ([[0.3], [-1.2, 1.5, 0.9]], [1.0, 0.3])}
+
+
+def law(means: list[float], size: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, means and covariances of an end."""
+    return torch.ones(len(means)) / len(means), torch.tensor(means)[:, None], size**2 * torch.ones(len(means), 1, 1)
+
+
+def oracle(kind: str, means: list[list[float]], sizes: list[float]) -> Oracle:
+    return Oracle(KINDS[kind], tuple(map(law, means, sizes)))
+
+
+def below(x: Tensor, means: list[float], size: float) -> Tensor:
+    """How much of an end lies below x."""
+    return torch.special.ndtr((x[..., None] - torch.tensor(means)) / size).mean(-1)
+
+
+def least(means: list[list[float]], sizes: list[float]) -> float:
+    """W₂² by quantiles: twice ∫ (F₀(x)(y − x) − ∫_x^y F₁) dx, where F₁(y) = F₀(x), so that errors in y do not count."""
+    x = torch.linspace(-12, 12, 60_001)
+    mass, low, high = below(x, means[0], sizes[0]), torch.full_like(x, -14), torch.full_like(x, 14)
+    for _ in range(50):
+        y = (low + high) / 2
+        under = below(y, means[1], sizes[1]) < mass
+        low, high = torch.where(under, y, low), torch.where(under, high, y)
+
+    def lower(at: Tensor) -> Tensor:
+        """The integral of F₁ from −∞."""
+        z = (at[:, None] - torch.tensor(means[1])) / sizes[1]
+        return sizes[1] * (z * torch.special.ndtr(z) + (-(z**2) / 2).exp() / (2 * torch.pi) ** 0.5).mean(1)
+
+    return 2 * float(torch.trapezoid(mass * (y - x) - lower(y) + lower(x), x))
+
+
+def flow_length(exact: Oracle) -> float:
+    """E|b|², by Gauss and Legendre in time and even sums over the line."""
+    x, total = torch.linspace(-10, 10, 4001), 0.0
+    for node, weight in zip(*np.polynomial.legendre.leggauss(120), strict=True):
+        t = (node + 1) / 2
+        spent = exact.seen(t, x[:, None]).log_p.exp() * exact.b(t, x[:, None])[:, 0] ** 2
+        total += weight / 2 * float(torch.trapezoid(spent, x))
+    return total
+
+
+def curve_length(kind: str, means: list[list[float]], sizes: list[float]) -> float:
+    """E|ẋ|² in closed form."""
+    (x, y), (xx, yy) = zip(*[(torch.tensor(m).mean(), torch.tensor(m).square().mean() + s**2)
+                             for m, s in zip(means, sizes, strict=True)], strict=True)
+    return float({"linear": xx + yy - 2 * x * y, "latent": torch.tensor(torch.inf),
+                  "trigonometric": torch.pi**2 / 8 * (xx + yy) - torch.pi / 2 * x * y}[kind])
+
+
+@pytest.mark.parametrize("mixed", MIXTURES.values(), ids=MIXTURES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_between_mixtures_all_is_known(kind: str, mixed: Mixed, float64: None):
+    exact, x = oracle(kind, *mixed), torch.linspace(-3, 3, 40)
+    for t in (0.02, 0.5, 0.9):
+        rows, shares, slopes = map(torch.tensor, asked("mixtures.js softmax.js", BETWEEN + """
+            const here = it.pairs(ends, path(given.t));
+            const shares = given.x.map(() => new Float64Array(here.places.length));
+            const rows = given.x.map((x, k) => [...it.seen(x, here, new Float64Array(3), shares[k])]);
+            return [rows, shares.map((row) => [...row]), given.x.map((x) => Array.from(here.places,
+              (place, k) => here.speeds[k] + here.widening * (x - place)))];""",
+            kind=kind, means=mixed[0], sizes=mixed[1], t=t, x=x))
+        log_p, score, b = exact.seen(t, x[:, None]).log_p[:, None], exact.score(t, x[:, None]), exact.b(t, x[:, None])
+        assert_close(rows, torch.cat([log_p, score, b], 1), **TOLERANCE)
+        assert_close((shares * slopes).sum(1), b[:, 0], **TOLERANCE)  # the mean of the arrows at the lens
+
+
+@pytest.mark.parametrize("mixed", MIXTURES.values(), ids=MIXTURES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_lengths_are_those_of_the_oracle(kind: str, mixed: Mixed, float64: None):
+    flow, curves, shortest = asked("mixtures.js softmax.js", BETWEEN + """const curves = it.curveLength(ends, path);
+        return [it.flowLength(ends, path), curves === Infinity ? 1e999 : curves, it.transport(ends)];""",
+        kind=kind, means=mixed[0], sizes=mixed[1])
+    assert shortest == pytest.approx(least(*mixed), rel=1e-6, abs=1e-6)
+    assert flow == pytest.approx(flow_length(oracle(kind, *mixed)), rel=1e-6, abs=1e-6)
+    wanted = curve_length(kind, *mixed)
+    assert curves is None if wanted == torch.inf else curves == pytest.approx(wanted, rel=1e-6)
+    assert shortest < flow < wanted
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_flow_goes_where_the_library_takes_it(kind: str, float64: None):
+    means, sizes = MIXTURES["two to three"]
+    exact, x, t = oracle(kind, means, sizes), torch.linspace(-2, 2, 25), torch.linspace(0.0, 1.0, 41)
+    b = lambda s, x: exact.b(s.clamp(1e-12, 1 - 1e-12), x)  # γ′ is no number at an end
+    found = asked("mixtures.js softmax.js", BETWEEN + """
+        return it.travel(ends, path, Float64Array.from(given.x), 40).at(-1);""",
+        kind=kind, means=means, sizes=sizes, x=x)
+    wanted = solve.ode(b, x[:, None], t, method="heun")[-1, :, 0]
+    assert_close(torch.tensor(found), wanted, **TOLERANCE)
+    assert bool((wanted.diff() > 0).all())  # nobody crosses
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_noise_has_the_same_laws(kind: str, epsilon: float, float64: None):
+    (means, sizes), n = MIXTURES["two to three"], 10_000
+    half, end = asked("mixtures.js softmax.js clouds.js", BETWEEN + """
+        const random = it.generator(1), { means, size } = ends[0];
+        const start = it.normal(given.n, random).map((z, k) => means[k % means.length] + size * z);
+        const states = it.travel(ends, path, start, 160, given.epsilon, it.normal(160 * given.n, random));
+        return [states[80], states[160]];""", kind=kind, means=means, sizes=sizes, epsilon=epsilon, n=n)
+    a, m, gamma = (float(part) for part in oracle(kind, means, sizes).coefficients(torch.tensor(0.5)))
+    middle = [m * x + a * y for x in means[0] for y in means[1]]
+    width = ((m * sizes[0]) ** 2 + (a * sizes[1]) ** 2 + gamma**2) ** 0.5
+    for found, law in ((half, (middle, width)), (end, (means[1], sizes[1]))):
+        mass = below(torch.tensor(found).sort().values, *law)
+        assert float((mass - (torch.arange(n) + 0.5) / n).abs().max()) < 1.95 / n**0.5  # Kolmogorov, one in a thousand
+
+
 # --- in a browser -----------------------------------------------------------------------------------------
 
 
@@ -250,7 +373,7 @@ def test_who_wants_no_motion_gets_a_still_picture_that_obeys(figure: str, addres
         assert picture(tab) == still
         tab.get_by_role("slider", name=slider).focus()
         tab.keyboard.press("Home")
-        assert f"{key} = 0.00" in tab.locator("output").last.inner_text()
+        assert f"{key} = 0.00" in " ".join(tab.locator("output").all_inner_texts())
         assert picture(tab) != still
 
 
@@ -412,3 +535,115 @@ def test_where_one_looks_the_price_is_told(address: str, visitor: Visit):
         assert "s = a/m = 1.0" in said(tab)
         tab.mouse.move(0, 0)
         assert "Laid flat" in said(tab)
+
+
+def crossing(tab: Page) -> dict[str, object]:
+    """What figure 2 has come to."""
+    return painted(tab).evaluate("""(({ ends, kind, c, place, spent, curves, flow, index, epsilon }) => (
+        { means: ends.map(({ means }) => [...means]), sizes: ends.map(({ size }) => size),
+          kind, c, place, index, epsilon, spent: { ...spent, curves: spent.curves === Infinity ? null : spent.curves },
+          curves: curves.map((row) => [...row]), flow: flow.map((row) => [...row]) }))(
+        document.querySelector('.live').figure)""")
+
+
+def gripped(tab: Page, k: int) -> tuple[float, float]:
+    """Where on the page the k-th mean is, or the lens after the last."""
+    return tab.evaluate("""(k) => {
+        const { figure } = document.querySelector('.live'), box = figure.canvas.getBoundingClientRect();
+        const [px, py] = figure.view.toScreen(...figure.grip().slice(2 * k, 2 * k + 2));
+        return [box.left + px, box.top + py];
+    }""", k)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_figure_2_shows_is_what_the_library_says(kind: str, float64: None, address: str, visitor: Visit):
+    with visit(visitor, f"{address}2.html#flow=1&kind={kind}&c=0.7&ends=one") as (tab, heard):
+        tab.locator("canvas").hover(position={"x": 300, "y": 200})
+        found, told = crossing(tab), said(tab)
+        shown = tab.locator(".live-row").first.inner_text()
+        assert not heard
+    mixed, (t, x) = (found["means"], found["sizes"]), found["place"]
+    exact, at = oracle(kind, *mixed), torch.tensor([[x]])
+    spent = {"flow": flow_length(exact), "least": least(*mixed)}
+    assert {name: found["spent"][name] for name in spent} == pytest.approx(spent, rel=1e-6)
+    assert all(f"{value:.3f}" in shown for value in spent.values())
+    assert (f"{found['spent']['curves']:.3f}" if kind != "latent" else "∞") in shown
+    wanted = (exact.b(t, at), exact.score(t, at), exact.seen(t, at).log_p)
+    b, score, log_p = (f"{value.item():.2f}".replace("-", "−") for value in wanted)
+    assert f"b = {b}. Score {score}, log ρ = {log_p} nats" in told
+
+
+def test_curves_cross_and_their_average_does_not(address: str, visitor: Visit):
+    with visit(visitor, address + "2.html#flow=0") as (tab, heard):
+        found = crossing(tab)
+        curves, flow = torch.tensor(found["curves"]), torch.tensor(found["flow"])
+        assert curves.shape == flow.shape == (161, 30)
+        assert torch.equal(curves[0], flow[0])
+        order = curves[0].argsort()
+        assert bool((flow[:, order].diff() > 0).all())
+        assert bool((curves[-1, order].diff() < 0).any())
+        still = picture(tab)
+        tab.get_by_role("slider", name="noise").focus()
+        tab.keyboard.press("ArrowRight")
+        noisy = crossing(tab)
+        assert (noisy["epsilon"], noisy["index"]) == (0.02, 60)  # the flow is shown, as noise moves no curve
+        assert noisy["curves"] == found["curves"]
+        assert noisy["flow"] != found["flow"]
+        assert noisy["spent"] == found["spent"]
+        assert picture(tab) != still
+        kept = tab.url
+        assert not heard
+    with visit(visitor, kept) as (tab, _):
+        assert crossing(tab)["flow"] == noisy["flow"]  # the same random numbers
+
+
+def test_means_are_dragged_and_moved_by_keys_and_the_address_keeps_them(address: str, visitor: Visit):
+    with visit(visitor, address + "2.html#flow=0.5&ends=two") as (tab, heard):
+        before, (x, y) = crossing(tab), gripped(tab, 3)
+        tab.mouse.move(x, y)
+        tab.mouse.down()
+        tab.mouse.move(x - 40, y - 50, steps=4)
+        tab.mouse.up()
+        after = crossing(tab)
+        assert after["means"][0] == before["means"][0]
+        (low, middle, high), was = after["means"][1], before["means"][1]
+        assert (low, high) == (was[0], was[2])
+        assert middle > was[1]
+        assert after["spent"]["least"] != before["spent"]["least"]
+        tab.keyboard.press("Enter")
+        tab.keyboard.press("ArrowDown")
+        keyed = crossing(tab)
+        assert keyed["means"] == [after["means"][0], [low, middle, pytest.approx(high - 0.02)]]
+        kept = tab.url
+        tab.keyboard.press("Enter")
+        tab.keyboard.press("ArrowLeft")
+        looked = crossing(tab)
+        assert looked["means"] == keyed["means"]
+        assert looked["place"][0] < keyed["place"][0]  # after the last mean comes the lens
+        assert not heard
+    with visit(visitor, kept) as (tab, _):
+        again = crossing(tab)["means"]
+        assert again[0] == pytest.approx(keyed["means"][0], abs=0.004)
+        assert again[1] == pytest.approx(keyed["means"][1], abs=0.004)
+
+
+def test_a_latent_comes_with_its_slider(address: str, visitor: Visit):
+    with visit(visitor, address + "2.html#flow=0&kind=trigonometric") as (tab, heard):
+        slider = tab.get_by_role("slider", name="latent")
+        assert "no latent" in tab.locator("output").all_inner_texts()
+        slider.focus()
+        for _ in range(3):
+            tab.keyboard.press("ArrowRight")
+        found = crossing(tab)
+        assert (found["kind"], found["c"]) == ("latent", 0.15)
+        assert tab.get_by_role("button", name="linear + latent").get_attribute("aria-pressed") == "true"
+        assert {"kind=latent", "c=0.15"} <= set(tab.url.partition("#")[2].split("&"))
+        assert not heard
+
+
+@pytest.mark.parametrize("figure", ["1.html", "2.html"])
+def test_played_from_its_end_it_goes_back(figure: str, address: str, visitor: Visit):
+    with visit(visitor, f"{address}{figure}#{FIGURES[figure][1]}=1") as (tab, _):
+        tab.wait_for_function(SETTLED)
+        tab.get_by_role("button", name="play").click()
+        tab.wait_for_function("document.querySelector('.live').figure.index < 59")

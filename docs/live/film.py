@@ -38,6 +38,8 @@ def main() -> None:
             frame(tab, 60)  # until λ is known
             Image.open(io.BytesIO(tab.locator(".live-stage").screenshot())).convert("RGB").quantize(128).save(
                 LIVE / "1.png", optimize=True)
+        with visit(browser, address + "2.html#flow=0", width=960) as (tab, _):
+            frame(tab, 0).quantize(256).save(LIVE / "2.png", optimize=True)
         with visit(browser, address + "3.html#eps=14&t=0.4", width=960) as (tab, _):
             frame(tab, 24).quantize(128).save(LIVE / "3.png", optimize=True)
         with visit(browser, address + "0.html#data=word&word=data&t=0", width=760, scheme="dark") as (tab, _):
