@@ -167,14 +167,14 @@ def test_the_list_has_every_script_and_says_what_is_missing(runs, capsys):
     assert set(runs.RUNS) == {file.stem for file in FULL.glob("*.py")} - {"common", "runs"}
     assert all(run.minutes > 0 and run.on_gpu > 0 for run in runs.RUNS.values())
     (runs.FULL / "results" / "judge" / "judge.json").unlink()
-    made = json.loads((FULL / "results" / "02_stochastic_interpolants" / "digits.json").read_text())
-    made["settings"]["steps"], made["command"] = 100, "python full/02_stochastic_interpolants.py --steps 100"
-    (runs.FULL / "results" / "02_stochastic_interpolants" / "digits.json").write_text(json.dumps(made))
+    made = json.loads((FULL / "results" / "04_operator_informed_scores" / "digits.json").read_text())
+    made["settings"]["steps"], made["command"] = 100, "python full/04_operator_informed_scores.py --steps 100"
+    (runs.FULL / "results" / "04_operator_informed_scores" / "digits.json").write_text(json.dumps(made))
     runs.main([])
     said = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
     assert said["judge"].endswith("missing") and "missing" not in said["01_kinetic_optimal_paths"]
-    assert said["02_stochastic_interpolants"].endswith(
-        "there, --steps 100; shorter than the notebook: steps 100 < 2,000")
+    assert said["04_operator_informed_scores"].endswith(
+        "there, --steps 100; shorter than the notebook: steps 100 < 1,000")
 
 
 def test_what_is_asked_is_run_in_order_and_a_failure_stops_the_rest(runs):
