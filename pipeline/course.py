@@ -120,7 +120,7 @@ def archive(notebooks: Path) -> dict[str, bytes]:
     wanted = [files.ROOT / "data" / name for name in tables]
     if missing := [file.name for file in wanted if not file.exists()]:
         raise Refused(f"data/: {', '.join(missing)} not found; `python -m pipeline data` pulls them")
-    for folder, kinds in (("lib", (".py", ".sha256")), ("full/results", (".json", ".safetensors"))):
+    for folder, kinds in (("lib", (".py", ".sha256")), ("full/results", (".json", ".safetensors", ".png"))):
         wanted += [file for file in (files.ROOT / folder).rglob("*") if file.suffix in kinds]
     wanted += [files.ROOT / name for name in ("claims.yaml", "LICENSE")]
     project = tomllib.loads((files.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
