@@ -113,8 +113,8 @@ def test_the_archive_has_what_it_asks_for_and_pins_it(made: Path):
     assert {f"notebooks/{name}.ipynb" for name in NAMES} == {name for name in names if name.endswith(".ipynb")}
     assert {"README.txt", "lib/data.sha256", "lib/chapter/exercise.py", "claims.yaml", "data/digits.npz"} <= names
     assert not any(part in name for name in names for part in ("__pycache__", "tests/", "pipeline/", "docs/"))
-    read = {file.relative_to(ROOT).as_posix() for file in (ROOT / "full" / "results").rglob("*.*")}
-    assert read <= names, "a notebook that reads a long run would fail"
+    results = {file.relative_to(ROOT).as_posix() for file in (ROOT / "full" / "results").rglob("*.*")}
+    assert results <= names, "a notebook that reads a long run would fail"
     first, *wanted = asked.split("\n")[:-1]
     pinned = {Requirement(line.split(" #")[0]).name for line in pins.splitlines() if line and line[0] != "#"}
     assert first == "-c pins.txt" and {"torch", "jupyterlab", "POT"} <= set(wanted) <= pinned
