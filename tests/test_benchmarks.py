@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -162,6 +163,97 @@ def test_training_loops_in_small(monkeypatch, tmp_path):
         (data, loop, steps) for data in ("checkerboard", "two moons") for loop in loops for steps in ("3", "5")]
     assert all(float(row["seconds_least"]) <= float(row["seconds_median"]) for row in rows)
     assert all(float(row["distance_error"]) >= 0 and float(row["nats"]) > 0 for row in rows)
+
+
+@pytest.fixture
+def pixels(monkeypatch, tmp_path) -> ModuleType:
+    """The benchmark of networks in small: few pictures, a moment for each training, and no other process."""
+    module = script(FILE.parent / "pixel_networks.py")
+    monkeypatch.setattr(module.common, "RESULTS", tmp_path / "results")
+    few = module.data.Splits(*(module.data.Part(*(part[:n] for part in whole))
+                               for whole, n in zip(module.data.mnist(), (900, 250, 200), strict=True)))
+    monkeypatch.setattr(module.data, "mnist", lambda: few)
+    monkeypatch.setattr(module, "ProcessPoolExecutor", lambda jobs, context: ThreadPoolExecutor(1))
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    networks = {"MLP": lambda g: module.nets.ResidualMLP(784, width=16, depth=1, zero=True, generator=g),
+                "U-Net": lambda g: module.UNet((8, 16), patch=2, generator=g)}
+    for name, value in {"QUICK": 1.0, "SAMPLES": 100, "EULER": 2, "BATCH": 8, "NETWORKS": networks}.items():
+        monkeypatch.setattr(module, name, value)
+    return module
+
+
+def test_networks_of_pixels_in_small(pixels, monkeypatch):
+    """The rate is the best of those that did not diverge, and the baselines are what they must be."""
+    def fit(*args, lr, **settings):
+        if lr == pixels.RATES[0]:
+            raise FloatingPointError
+        return true_fit(*args, lr=lr, **settings)
+
+    true_fit = pixels.fit
+    monkeypatch.setattr(pixels, "fit", fit)
+    monkeypatch.setattr(pixels, "faster", lambda name: ("channels last", 0.01))
+    monkeypatch.setattr(sys, "argv", ["pixel_networks.py", "--quick"])
+    pixels.main()
+    with (pixels.common.RESULTS / "pixel_networks-quick.csv").open(encoding="utf-8") as file:
+        real, mean, gaussian, *networks = csv.DictReader(file)
+    assert [row["network"] for row in networks] == ["MLP", "U-Net"] and real["held_out"] == ""
+    assert float(mean["held_out"]) == pytest.approx(2, abs=0.05) and 0.5 < float(gaussian["held_out"]) < 1.6
+    assert float(real["frechet"]) < float(gaussian["frechet"]) < float(mean["frechet"])
+    for row in networks:
+        assert row["at_0.0003"] == "inf" and row["layout"] == "channels last"
+        assert row["rate"] == min(("0.001", "0.003"), key=lambda rate: float(row[f"at_{rate}"]))
+        assert float(row["step_ms"]) * int(row["steps"]) / 1000 == pytest.approx(float(row["seconds"]), abs=0.1)
+        assert float(row["held_out"]) < float(mean["held_out"]) and float(row["evaluation_ms"]) > 0
+    assert [int(row["weights"]) for row in networks] == [
+        sum(p.numel() for p in pixels.NETWORKS[name](torch.Generator()).parameters()) for name in ("MLP", "U-Net")]
+
+
+def test_layouts_are_tried_where_there_are_convolutions(pixels, monkeypatch):
+    taken = {"contiguous": iter((4.0, 2.0, 3.0)), "channels last": iter((9.0, 1.0, 9.0))}
+    monkeypatch.setattr(pixels, "trained", lambda name, layout, rate, steps: (None, steps * next(taken[layout])))
+    assert pixels.faster("MLP") == ("contiguous", 2.0)
+    taken["contiguous"] = iter((4.0, 2.0, 3.0))
+    assert pixels.faster("U-Net") == ("channels last", 1.0)
+
+
+def test_a_draw_of_pixels_is_of_its_path(pixels):
+    """x + (1 − t) v is the picture, whose levels come back; half of the times lie above 3/4, and noise is noise."""
+    levels, scale = pixels.problem()[:2]
+    t, x, velocity = pixels.draw(levels, scale, torch.Generator().manual_seed(3))
+    again = 256 * pixels.data.unlogit(scale.inverse(x + (1 - t[:, None]) * velocity))
+    assert ((again.floor() - levels).abs() > 0).float().mean() < 1e-3
+    assert float(t.median()) == pytest.approx(0.75, abs=0.01) and float(t.mean()) == pytest.approx(2 / 3, abs=0.01)
+    noise = x - t[:, None] * velocity
+    assert float(noise.mean()) == pytest.approx(0, abs=0.01) and float(noise.std()) == pytest.approx(1, abs=0.01)
+
+
+def test_the_baseline_is_the_regression_of_velocity_on_the_point(pixels):
+    """Cov(ẋ, x_t) Cov(x_t)⁻¹ x_t of N(0, C), by a linear solver."""
+    g = torch.Generator().manual_seed(0)
+    data = torch.randn(50, 5, generator=g).double() @ torch.randn(5, 5, generator=g).double()
+    c, one, x = data.T @ data / 50, torch.eye(5).double(), torch.randn(3, 5, generator=g).double()
+    t = torch.tensor([0.1, 0.5, 0.97]).double()
+    found = pixels.Gaussian(data)(t, x)
+    for i, s in enumerate(t.tolist()):
+        both, point = s * c - (1 - s) * one, s**2 * c + (1 - s)**2 * one
+        assert torch.allclose(found[i], both @ torch.linalg.solve(point, x[i]), atol=1e-10)
+
+
+@pytest.mark.parametrize(("patch", "widths"), [(1, (8, 16, 24)), (2, (8, 16)), (4, (16,))])
+def test_a_u_net_leaves_pixels_in_their_place(patch, widths, pixels):
+    """With no convolution but unit ones at its ends all that is left of it is silu, pixel by pixel."""
+    net = pixels.UNet(widths, patch=patch, generator=torch.Generator().manual_seed(0))
+    x, t = torch.randn(3, 784, generator=torch.Generator().manual_seed(1)), torch.tensor([0.0, 0.4, 1.0])
+    torch.nn.init.normal_(net.last.weight)
+    (net(t, x)**2).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in net.parameters())
+    with torch.no_grad():
+        assert torch.allclose(net(t, x)[1:2], net(0.4, x[1:2]), atol=1e-5)
+        for p in net.parameters():
+            p.zero_()
+        torch.nn.init.dirac_(net.first.weight)
+        torch.nn.init.dirac_(net.last.weight)
+        assert torch.allclose(net(t, x), torch.nn.functional.silu(x), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["bridge", "particles", "separation", "training_cost"])
