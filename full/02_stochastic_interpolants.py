@@ -51,6 +51,7 @@ def arguments() -> argparse.Namespace:
 # cost ---------------------------------------------------------------------------------------------------------------
 
 SIZES, RATES, BATCH = (6, 21, 43, 63), (1e-3, 3e-3, 1e-2, 3e-2), 256
+TOLERANCE = 1e-3  # of the adjoint method; its gradients are as wrong
 SEARCH = 100  # the seed of trainings that only choose a learning rate, judged on rows of their own
 
 
@@ -69,7 +70,9 @@ class Teacher:
         return 0.5 * torch.tanh(log_scale), shift
 
     def sample(self, n: int, g: torch.Generator) -> Tensor:
-        x = torch.randn(n, self.dim, generator=g)
+        return self.forward(torch.randn(n, self.dim, generator=g))
+
+    def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
             one, other = x.split([self.dim // 2, self.dim - self.dim // 2], 1)
             log_scale, shift = self._shift(layer, one)
@@ -112,7 +115,7 @@ def by_adjoint(field: Augmented, x: Tensor, g: torch.Generator) -> Tensor:
     """Minus the likelihood by dopri5, its gradient by a second equation: Grathwohl et al. 2019."""
     field.signs = solve.rademacher(tuple(x.shape), g)
     z, total = odeint_adjoint(field, (x, torch.zeros(len(x))), torch.tensor([1.0, 0.0]), method="dopri5",
-                              rtol=1e-3, atol=1e-3)
+                              rtol=TOLERANCE, atol=TOLERANCE)
     return -(common.standard_normal(z[-1]) + total[-1]).mean()
 
 
@@ -230,13 +233,17 @@ def noisy(net: nn.Module, x: Tensor, steps: int, c: float, g: torch.Generator) -
 
 
 def knots(p: path.Path, steps: int, evenly: str) -> Tensor:
-    """Times from 0 to 1, even in t, or in the angle arctan(a/m), as the cosine schedule has them."""
+    """Times to 1, even in t, or in the angle arctan(a/m), as the cosine schedule has them.
+
+    The first is 0, but where a = 0 there: a guess of the data by the noise divides by a.
+    """
+    first = 0.0 if p.a(torch.tensor(0.0)) > 0 else 0.004  # a = 0.006, as VP's at 0
     if evenly == "t":
-        return torch.linspace(0, 1, steps + 1)
+        return torch.linspace(first, 1, steps + 1)
     fine = torch.linspace(0, 1, 20_001, dtype=torch.float64)
     angle = torch.atan2(p.a(fine), p.m(fine))
     wanted = torch.linspace(0, math.pi / 2, steps + 1, dtype=torch.float64)[1:-1]
-    return torch.cat([torch.zeros(1), fine[torch.searchsorted(angle, wanted)].float(), torch.ones(1)])
+    return torch.cat([torch.tensor([first]), fine[torch.searchsorted(angle, wanted)].float(), torch.ones(1)])
 
 
 KINDS = {"velocity": path.trigonometric(), "VP": path.variance_preserving(), "cosine": path.trigonometric()}
