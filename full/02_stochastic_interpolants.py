@@ -264,7 +264,8 @@ def generated(task: tuple[str, int], options: argparse.Namespace) -> dict:
         return (model(t, p.point(x0, x1, t)) - target).square().mean()
 
     net = nets.ResidualMLP(x.shape[1], generator=torch.Generator().manual_seed(seed))
-    model, history = fit(net, loss, options.diffusion_steps, generator=torch.Generator().manual_seed(seed), name=str(task))
+    model, history = fit(net, loss, options.diffusion_steps, generator=torch.Generator().manual_seed(seed),
+                         name=f"{kind}, seed {seed}")
     g, guess = torch.Generator().manual_seed(1000 + seed), guess_of(model, p, kind)
     start, found = torch.randn((options.samples, x.shape[1]), generator=g), {}
     far = lambda w: round(float(metrics.frechet_distance(judge.view(latents.load().decode(w)).features, real)), 3)
