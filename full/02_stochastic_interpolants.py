@@ -37,8 +37,7 @@ BOARD, MOONS, LOBES = toys.checkerboard(), toys.two_moons(), toys.eight_gaussian
 def arguments() -> argparse.Namespace:
     parser = common.parser(__doc__, __file__, seeds=3)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS])
-    parser.add_argument("--steps", type=int, default=20_000, help="gradient steps on patches; half as many for digits")
-    parser.add_argument("--diffusion-steps", type=int, default=12_000, help="gradient steps of each of `diffusion`")
+    parser.add_argument("--steps", type=int, default=20_000, help="gradient steps among codes, and on patches")
     parser.add_argument("--plane-steps", type=int, default=12_000, help="gradient steps in the plane")
     parser.add_argument("--seconds", type=float, default=48.0, help="of processor time for each training of `cost`")
     parser.add_argument("--search", type=float, default=12.0, help="and for each learning rate tried before")
@@ -264,8 +263,7 @@ def generated(task: tuple[str, int], options: argparse.Namespace) -> dict:
         return (model(t, p.point(x0, x1, t)) - target).square().mean()
 
     net = nets.ResidualMLP(x.shape[1], generator=torch.Generator().manual_seed(seed))
-    model, history = fit(net, loss, options.diffusion_steps, generator=torch.Generator().manual_seed(seed),
-                         name=f"{kind}, seed {seed}")
+    model, history = fit(net, loss, options.steps, generator=torch.Generator().manual_seed(seed), name=str(task))
     g, guess = torch.Generator().manual_seed(1000 + seed), guess_of(model, p, kind)
     start, found = torch.randn((options.samples, x.shape[1]), generator=g), {}
     far = lambda w: round(float(metrics.frechet_distance(judge.view(latents.load().decode(w)).features, real)), 3)
