@@ -139,10 +139,9 @@ def kl(net: nn.Module, x: Tensor, exact: Tensor, method: str, **options) -> Tens
     return exact - found
 
 
-def race(task: tuple[int, str, float, int, float], options: argparse.Namespace) -> dict:
+def race(task: tuple[str, int, float, int, float], options: argparse.Namespace) -> dict:
     """One training within a budget of processor seconds; the held-out KL of its average at geometric times."""
-    dim, way, lr, seed, seconds = task
-    torch.set_num_threads(1)
+    way, dim, lr, seed, seconds = task
     teacher = Teacher(dim)
     rows = teacher.sample(options.rows, torch.Generator().manual_seed(0))
     scale = affine.normaliser(rows, per_coordinate=True)
@@ -177,20 +176,19 @@ def cost(options: argparse.Namespace) -> dict:
     """Each way first with every learning rate for a shorter time, then from every seed with the best of them."""
     tables = {}
     for dim in SIZES:
-        tried = [(dim, way, lr, SEARCH, options.search) for way in WAYS for lr in RATES]
-        search = common.side_by_side(race, tried, options)
-        best = {way: min((r for t, r in zip(tried, search, strict=True) if t[1] == way), key=lambda r: r["kl"])["lr"]
-                for way in WAYS}
-        tasks = [(dim, way, best[way], seed, options.seconds) for seed in range(options.seeds) for way in WAYS]
-        runs = common.side_by_side(race, tasks, options)
+        search = common.side_by_side(
+            race, [(way, dim, lr, SEARCH, options.search) for way in WAYS for lr in RATES], options)
+        best = {way: min(found, key=lambda run: run["kl"])["lr"] for way, found in search.items()}
+        runs = common.side_by_side(
+            race, [(way, dim, best[way], seed, options.seconds) for seed in range(options.seeds) for way in WAYS],
+            options)
         teacher = Teacher(dim)
         held, rows = (teacher.sample(5000, torch.Generator().manual_seed(k)) for k in (1, 0))
         gauss = torch.distributions.MultivariateNormal(rows.mean(0), rows.T.cov())
         tables[dim] = {"entropy": round(-float(teacher.log_prob(held).mean()), 4),
                        "Gaussian": round(float((teacher.log_prob(held) - gauss.log_prob(held)).mean()), 4),
-                       "search": {way: {r["lr"]: r["kl"] for t, r in zip(tried, search, strict=True) if t[1] == way}
-                                  for way in WAYS},
-                       "runs": {way: [r for t, r in zip(tasks, runs, strict=True) if t[1] == way] for way in WAYS}}
+                       "search": {way: {run["lr"]: run["kl"] for run in found} for way, found in search.items()},
+                       "runs": runs}
     return {"what": "tables of known density: one network trained by an interpolant and by maximum likelihood",
             "tables": tables}
 
@@ -252,16 +250,10 @@ KINDS = {"velocity": path.trigonometric(), "VP": path.variance_preserving(), "co
 def generated(task: tuple[str, int], options: argparse.Namespace) -> dict:
     """Fréchet distances of one network's samplers: the flow by evaluations, and noise of all strengths at the most."""
     kind, seed = task
-    torch.set_num_threads(1)
     x, p = latents.mnist().train.x, KINDS[kind]
     real = judge.view(data.mnist().test.x / 255).features
 
-    def loss(model: nn.Module, g: torch.Generator) -> Tensor:
-        x1 = x[torch.randint(len(x), (128,), generator=g)]
-        x0, t = torch.randn(x1.shape, generator=g), torch.rand(128, generator=g)
-        target = p.velocity(x0, x1, t) if kind == "velocity" else x0
-        return (model(t, p.point(x0, x1, t)) - target).square().mean()
-
+    loss = common.flow_matching(p, x, 128, noise=kind != "velocity")
     net = nets.ResidualMLP(x.shape[1], generator=torch.Generator().manual_seed(seed))
     model, history = fit(net, loss, options.steps, generator=torch.Generator().manual_seed(seed), name=str(task))
     g, guess = torch.Generator().manual_seed(1000 + seed), guess_of(model, p, kind)
@@ -280,13 +272,11 @@ def generated(task: tuple[str, int], options: argparse.Namespace) -> dict:
 
 
 def diffusion(options: argparse.Namespace) -> dict:
-    tasks = [(kind, seed) for seed in range(options.seeds) for kind in KINDS]
-    runs = common.side_by_side(generated, tasks, options)
+    kinds = common.side_by_side(generated, [(kind, seed) for seed in range(options.seeds) for kind in KINDS], options)
     real, codes = judge.view(data.mnist().test.x / 255).features, latents.mnist().train.x[:options.samples]
     again = metrics.frechet_distance(judge.view(latents.load().decode(codes)).features, real)
     return {"what": "interpolant (velocity, trigonometric) and diffusions (noise; VP, cosine): one network, one budget",
-            "floor": {"reconstructed": round(float(again), 3)},
-            "kinds": {kind: [r for t, r in zip(tasks, runs, strict=True) if t[0] == kind] for kind in KINDS}}
+            "floor": {"reconstructed": round(float(again), 3)}, "kinds": kinds}
 
 
 # pairs --------------------------------------------------------------------------------------------------------------
@@ -344,31 +334,31 @@ def successor(seed: int, options: argparse.Namespace) -> dict:
     view = judge.view(latents.load().decode(walk[-1]))
     real = judge.view(data.mnist().test.x / 255).features
     shown = [int(torch.nonzero(label == c)[0]) for c in range(10)]
+    sheet = latents.load().decode(walk[::10][:, shown].reshape(-1, dim))
     return {"seed": seed, "arrived": round(float((view.label == (label + 1) % 10).double().mean()), 4),
             "Fréchet": round(float(metrics.frechet_distance(view.features, real)), 3),
-            "pictures": latents.load().decode(walk[::10][:, shown].reshape(-1, dim)).reshape(6, 10, 28, 28)}
+            "pictures": sheet.reshape(6, 10, 28, 28).permute(0, 2, 1, 3).reshape(6 * 28, 10 * 28)}
+
+
+PAIRS = {"moons to eight Gaussians": moons_to_lobes, "digit to next digit": successor}
 
 
 def paired(task: tuple[str, int], options: argparse.Namespace) -> dict:
-    torch.set_num_threads(1)
-    return {"moons to eight Gaussians": moons_to_lobes, "digit to next digit": successor}[task[0]](task[1], options)
+    return PAIRS[task[0]](task[1], options)
 
 
 def pairs(options: argparse.Namespace) -> dict:
-    names = ("moons to eight Gaussians", "digit to next digit")
-    tasks = [(name, seed) for seed in range(options.seeds) for name in names]
-    runs = common.side_by_side(paired, tasks, options)
-    sheet = runs[1]["pictures"].permute(0, 2, 1, 3).reshape(6 * 28, 10 * 28)
+    runs = common.side_by_side(paired, [(name, seed) for seed in range(options.seeds) for name in PAIRS], options)
+    moons, digits = (found[0]["pictures"] for found in runs.values())
     options.out.mkdir(parents=True, exist_ok=True)
-    plt.imsave(options.out / "pairs.png", 1 - sheet, cmap="gray", vmin=0, vmax=1, metadata={"Software": None})
-    plt.imsave(options.out / "moons.png", runs[0]["pictures"], cmap="viridis", vmin=0, vmax=0.2,
-               metadata={"Software": None})
-    for run in runs:
-        run.pop("pictures", None)
+    for file, sheet, cmap, high in (("pairs", 1 - digits, "gray", 1.0), ("moons", moons, "viridis", 0.2)):
+        plt.imsave(options.out / f"{file}.png", sheet, cmap=cmap, vmin=0, vmax=high, metadata={"Software": None})
+    for run in itertools.chain(*runs.values()):
+        del run["pictures"]
     known = judge.view(latents.load().decode(latents.mnist().test.x))
     right = float((known.label == latents.mnist().test.label).double().mean())
     return {"what": "from any density to any density", "judge on reconstructed test digits": round(right, 4),
-            "runs": {name: [r for t, r in zip(tasks, runs, strict=True) if t[0] == name] for name in names}}
+            "runs": runs}
 
 
 # shorter ------------------------------------------------------------------------------------------------------------
@@ -418,7 +408,6 @@ def by_exact_inner(cloud: Tensor, g: torch.Generator, steps: int = 300) -> si.Le
 def shortened(task: tuple[str, int], options: argparse.Namespace) -> dict:
     """One interpolant on the checkerboard: exact length, and likelihood, samples and map of a network trained on it."""
     kind, seed = task
-    torch.set_num_threads(1)
     g = torch.Generator().manual_seed(seed)
     cloud = BOARD.sample(3000, torch.Generator().manual_seed(9)) / END
     play = {"game": lambda: game(g, options.rounds), "exact inner player": lambda: by_exact_inner(cloud, g)}
@@ -455,10 +444,8 @@ def shortened(task: tuple[str, int], options: argparse.Namespace) -> dict:
 def shorter(options: argparse.Namespace) -> dict:
     kinds = ("trigonometric", "game", "exact inner player")
     tasks = [(kind, seed) for seed in range(options.seeds) for kind in kinds]
-    runs = common.side_by_side(shortened, tasks, options)
     return {"what": "checkerboard: interpolants found by hand, by the max–min game and by descent on the exact length",
-            "entropy": round(math.log(32), 4),
-            "interpolants": {kind: [r for t, r in zip(tasks, runs, strict=True) if t[0] == kind] for kind in kinds}}
+            "entropy": round(math.log(32), 4), "interpolants": common.side_by_side(shortened, tasks, options)}
 
 
 # patches ------------------------------------------------------------------------------------------------------------
@@ -508,17 +495,17 @@ def held_out(stride: int = 4) -> tuple[Tensor, Tensor]:
     return torch.cat(levels), torch.cat(tiles)
 
 
-def estimated(task: tuple[str, int], options: argparse.Namespace) -> dict:
+def estimated(task: tuple[str, int | None], options: argparse.Namespace) -> dict:
     """Held-out nats of each patch, and the mean on validation patches, of the flow or of one mixture."""
-    kind, components = task
-    torch.set_num_threads(1)
+    name, components = task
     parts = data.patches(370_440, dequantise=False)
     train, validation = ((part.x * 255).round() for part in (parts.train, parts.validation))
     g = torch.Generator().manual_seed(0)
     chart = Chart(levelled(train, g))
     test, log_det = chart(levelled(held_out()[0], g))
     some, log_det_some = chart(levelled(validation[:4000], g))
-    if kind == "flow":
+    mixture = None
+    if name == "flow":
         def loss(model: nn.Module, g: torch.Generator) -> dict[str, Tensor]:
             x1 = chart(levelled(train[torch.randint(len(train), (512,), generator=g)], g))[0]
             t = 1 - (1 - si.stratified(512, g)) ** 1.5
@@ -532,35 +519,31 @@ def estimated(task: tuple[str, int], options: argparse.Namespace) -> dict:
             with torch.no_grad():
                 return solve.log_likelihood(model, x, torch.tensor([1.0, 0.0]), common.standard_normal,
                                             solve.hutchinson_divergence(model, signs), "dopri5", atol=1e-5)
-    elif kind == "Gaussian":
+    elif components is None:
         log_p = common.standard_normal
     else:
         points = chart(levelled(train, g))[0].double().numpy()
         mixture = GaussianMixture(components, reg_covar=1e-4, max_iter=100, random_state=0).fit(points)
         log_p = lambda x: torch.from_numpy(mixture.score_samples(x.double().numpy()))
-    return {"nats": -(log_p(test) + log_det).double(), "validation": -float((log_p(some) + log_det_some).mean()),
-            "converged": bool(mixture.converged_) if kind == "mixture" else None}
+    return {"nats": -(log_p(test) + log_det).double(), "converged": mixture and mixture.converged_,
+            "validation": round(-float((log_p(some) + log_det_some).mean()), 3)}
 
 
 def patches(options: argparse.Namespace) -> dict:
-    tasks = [("flow", 0), *(("mixture", k) for k in reversed(COMPONENTS)), ("Gaussian", 1)]
+    mixtures = {f"mixture of {k}": k for k in reversed(COMPONENTS)}
+    tasks = [("flow", None), *mixtures.items(), ("Gaussian", None)]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # mixtures that stop at their iteration limit say so
-        runs = dict(zip(tasks, common.side_by_side(estimated, tasks, options), strict=True))
-    best = min((t for t in tasks if t[0] == "mixture"), key=lambda t: runs[t]["validation"])
-    _, tile = held_out()
-    lead, names = runs[best]["nats"] - runs["flow", 0]["nats"], tile.unique()
-    blocks = [lead[tile == name] for name in names]
-    g = torch.Generator().manual_seed(3)
+        warnings.simplefilter("ignore")  # of mixtures that stop at their limit: the result says which
+        runs = {name: found for name, (found,) in common.side_by_side(estimated, tasks, options).items()}
+    best = min(mixtures, key=lambda name: runs[name]["validation"])
+    lead, (_, tile) = runs[best]["nats"] - runs["flow"]["nats"], held_out()
+    blocks, g = [lead[tile == name] for name in tile.unique()], torch.Generator().manual_seed(3)
     again = [torch.cat([blocks[j] for j in torch.randint(len(blocks), (len(blocks),), generator=g)]).mean()
              for _ in range(2000)]
     return {"what": "patches of photographs: held-out nats of the flow and of mixtures in the same coordinates",
-            "patches": len(tile), "tiles": len(names), "best mixture": best[1], "lead": round(float(lead.mean()), 4),
+            "patches": len(tile), "tiles": len(blocks), "best mixture": best, "lead": round(float(lead.mean()), 4),
             "stderr": round(float(torch.stack(again).std()), 4),
-            "nats": {f"{kind} of {k}" if kind == "mixture" else kind: {
-                "held out": round(float(runs[kind, k]["nats"].mean()), 3),
-                "validation": round(runs[kind, k]["validation"], 3), "converged": runs[kind, k]["converged"]}
-                for kind, k in tasks}}
+            "nats": {name: run | {"nats": round(float(run["nats"].mean()), 3)} for name, run in runs.items()}}
 
 
 PARTS = {"cost": cost, "diffusion": diffusion, "pairs": pairs, "shorter": shorter, "patches": patches}

@@ -256,7 +256,7 @@ def test_a_u_net_leaves_pixels_in_their_place(patch, widths, pixels):
         assert torch.allclose(net(t, x), torch.nn.functional.silu(x), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["bridge", "particles", "separation", "training_cost"])
+@pytest.mark.parametrize("name", ["bridge", "particles", "separation"])
 def test_the_others_load(name):
     assert callable(script(FILE.parent / f"{name}.py").main)
 

@@ -1,6 +1,7 @@
 """Long runs say what made them, and never take the place of a result of other settings."""
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import shutil
@@ -132,6 +133,10 @@ def test_the_best_path_on_the_rim_has_the_energy_of_its_arc():
     assert kinetic.kinetic_energy(path.trigonometric(), line) > 0.7
 
 
+def twice(task, options):
+    return {"twice": 2 * task[1], "threads": torch.get_num_threads()}
+
+
 @pytest.fixture
 def interpolants():
     return script(FULL / "02_stochastic_interpolants.py")
@@ -190,6 +195,34 @@ def test_samplers_of_an_exact_network_end_in_the_data(interpolants, kind):
     ends += [interpolants.noisy(net, start, 300, c, g) for c in (0.5, 2.0)] if kind == "velocity" else []
     for end in ends:
         assert abs(float(end.var()) / v - 1) < 0.02 + 4 * math.sqrt(2 / 20_000)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_ddim_takes_the_noise_that_bayes_leaves(interpolants, eta):
+    """Given x and x₁, x′ is Gaussian: x = (a/a′)x′ + noise, so 1/Var = 1/m′² + (a/a′)²/(m² − (a/a′)²m′²); η² of it."""
+    p, g, t = interpolants.KINDS["VP"], torch.Generator().manual_seed(0), torch.tensor([0.5, 0.8])
+    (a, a_), (m, m_) = p.a(t), p.m(t)
+    bayes = 1 / (1 / m_**2 + (a / a_) ** 2 / (m**2 - (a / a_) ** 2 * m_**2))
+    guess = lambda t, x: (0.7 + 0 * x, 0.3 + 0 * x)
+    end = interpolants.ancestral(guess, p, torch.zeros(40_000, 1), t, eta, g)
+    assert float(end.var()) == pytest.approx(eta**2 * float(bayes), rel=4 * math.sqrt(2 / 40_000), abs=1e-9)
+    kept = (m_**2 - eta**2 * bayes).sqrt() * 0.7
+    assert float(end.mean()) == pytest.approx(float(a_ * 0.3 + kept), abs=4 * float((bayes / 40_000).sqrt()) + 1e-6)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_side_by_side_keeps_each_key_and_the_order(common, jobs):
+    found = common.side_by_side(twice, [("a", 1), ("b", 5), ("a", 2)], argparse.Namespace(jobs=jobs))
+    assert found == {"a": [{"twice": 2, "threads": 1}, {"twice": 4, "threads": 1}],
+                     "b": [{"twice": 10, "threads": 1}]}
+
+
+def test_flow_matching_can_guess_the_noise(common):
+    """To one point a on Cond-OT the noise is (x − ta)/(1 − t)."""
+    a, g = torch.tensor([[3.0, -2.0]]), torch.Generator().manual_seed(0)
+    loss = common.flow_matching(path.cond_ot(), a, 4000, noise=True)
+    assert loss(lambda t, x: (x - t[:, None] * a) / (1 - t)[:, None], g).item() < 1e-4
+    assert loss(lambda t, x: 0 * x, g).item() == pytest.approx(1, abs=4 * math.sqrt(2 / 8000))
 
 
 def test_cosine_knots_turn_evenly_on_any_path(interpolants):
