@@ -9,8 +9,8 @@ The rate is the best of three, of a training of an eighth of the budget each (a 
 layout of its convolutions is the faster one, channels last or not.  All start at the zero function, from one seed.
 
     residual MLP      nets.ResidualMLP, 512 × 4 and 1024 × 4
-    convolutions      nets.ConvNet, width 32, three blocks at full resolution
-    U-Net             here: 28 → 14 → 7 pixels; or, in patches of 2, 14 → 7 from the start
+    convolutions      here: width 32, three blocks at full resolution
+    U-Net             nets.UNet: 28 → 14 → 7 pixels; or, in patches of 2, 14 → 7 from the start
     patches of 4      the trunk of that U-Net at 7 × 7 alone, three blocks
     mean, Gaussian    baselines: no x at all, and the best field linear in x at each time (data's covariance)
 
@@ -31,7 +31,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from itertools import pairwise, repeat
+from itertools import repeat
 from multiprocessing import get_context
 from typing import NamedTuple
 
@@ -52,63 +52,39 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels last": torch.channel
 BETWEEN = path.cond_ot()
 
 
-class Block(nn.Module):
-    """h ← h + W silu(norm(W′ silu(norm h) + V time)), W and W′ convolutions of 3 × 3."""
+class ConvNet(nn.Module):
+    """`depth` residual blocks of two 3 × 3 convolutions at full resolution, (B, 784) to the same."""
 
-    def __init__(self, width: int, times: int) -> None:
+    def __init__(self, *, generator: torch.Generator, width: int = 32, depth: int = 3) -> None:
         super().__init__()
-        self.shift = nn.Linear(times, width)
-        self.norm = nn.ModuleList(nn.GroupNorm(8, width) for _ in range(2))
-        self.convolution = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
-
-    def forward(self, h: Tensor, time: Tensor) -> Tensor:
-        r = self.convolution[0](F.silu(self.norm[0](h))) + self.shift(time)[:, :, None, None]
-        return h + self.convolution[1](F.silu(self.norm[1](r)))
-
-
-class UNet(nn.Module):
-    """U-Net f(t, x) of flattened images, (B, 784) to the same; patches of `patch`² pixels are its first channels.
-
-    A block on the way down and one on the way up at each width but the last, which has `depth`; sizes are halved
-    between.  A learnt map is added to the first features, for pictures are centred and convolutions do not see where.
-    """
-
-    def __init__(self, widths: tuple[int, ...], *, generator: torch.Generator, patch: int = 1, depth: int = 1) -> None:
-        super().__init__()
-        self.patch, pairs = patch, list(pairwise(widths))
         with nets.seeded(generator):
             self.time = nets.TimeFeatures()
-            blocks = lambda widths: nn.ModuleList(Block(width, self.time.size) for width in widths)
-            self.first = nn.Conv2d(patch**2, widths[0], 3, padding=1)
-            self.place = nn.Parameter(torch.zeros(widths[0], SIDE // patch, SIDE // patch))
-            self.before, self.middle, self.after = blocks(widths[:-1]), blocks(widths[-1:] * depth), blocks(widths[:-1])
-            self.down = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairs)
-            self.up = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairs)
-            self.last = nn.Conv2d(widths[0], patch**2, 3, padding=1)
+            self.condition = nn.Linear(self.time.size, width)
+            self.first = nn.Conv2d(1, width, 3, padding=1)
+            self.shift = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+            self.block = nn.ModuleList(
+                nn.ModuleList([nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)])
+                for _ in range(depth))
+            self.last = nn.Conv2d(width, 1, 3, padding=1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
     def forward(self, t: Tensor | float, x: Tensor) -> Tensor:
-        nets.given(t, x, SIDE**2, self.last.weight)
-        time, passed = self.time(t, x), []
-        h = self.first(F.pixel_unshuffle(x.unflatten(1, (1, SIDE, SIDE)), self.patch)) + self.place
-        for block, down in zip(self.before, self.down, strict=True):
-            passed.append(block(h, time))
-            h = down(passed[-1])
-        for block in self.middle:
-            h = block(h, time)
-        for block, up, kept in list(zip(self.after, self.up, passed, strict=True))[::-1]:
-            h = block(kept + F.interpolate(up(h), scale_factor=2, mode="nearest"), time)
-        return F.pixel_shuffle(self.last(F.silu(h)), self.patch).flatten(1)
+        condition = F.silu(self.condition(self.time(t, x)))
+        h = self.first(x.unflatten(1, (1, SIDE, SIDE)))
+        for shift, block in zip(self.shift, self.block, strict=True):
+            one, two = block.children()
+            h = h + two(F.silu(one(F.silu(h + shift(condition)[:, :, None, None]))))
+        return self.last(F.silu(h)).flatten(1)
 
 
 NETWORKS: dict[str, Callable[[torch.Generator], nn.Module]] = {
     "residual MLP, 512 × 4": lambda g: nets.ResidualMLP(SIDE**2, width=512, depth=4, zero=True, generator=g),
     "residual MLP, 1024 × 4": lambda g: nets.ResidualMLP(SIDE**2, width=1024, depth=4, zero=True, generator=g),
-    "convolutions": lambda g: nets.ConvNet(SIDE, width=32, depth=3, generator=g),
-    "U-Net": lambda g: UNet((16, 48, 96), generator=g),
-    "U-Net, patches of 2": lambda g: UNet((48, 96), patch=2, generator=g),
-    "patches of 4": lambda g: UNet((96,), patch=4, depth=3, generator=g),
+    "convolutions": lambda g: ConvNet(generator=g),
+    "U-Net": lambda g: nets.UNet(SIDE, (16, 48, 96), generator=g),
+    "U-Net, patches of 2": lambda g: nets.UNet(SIDE, (48, 96), patch=2, generator=g),
+    "patches of 4": lambda g: nets.UNet(SIDE, (96,), patch=4, depth=3, generator=g),
 }
 
 

@@ -1,6 +1,6 @@
 """Chapter 2 at length: what interpolants promise, each against its strongest rival.
 
-    python full/02_stochastic_interpolants.py               all five parts, or --parts with some of them
+    python full/02_stochastic_interpolants.py               all seven parts, or --parts with some of them
 
 `cost` trains one network on tables of known density by the interpolant's loss and by maximum likelihood through an ODE
 solver, and follows the held-out KL by processor time.  `diffusion` compares interpolant and diffusion, flow and noise,
@@ -16,11 +16,13 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import common
 import matplotlib.pyplot as plt
 import ot
 import torch
+from sklearn.cluster import MiniBatchKMeans
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 from torchdiffeq import odeint_adjoint
@@ -247,18 +249,40 @@ def knots(p: path.Path, steps: int, evenly: str) -> Tensor:
 KINDS = {"velocity": path.trigonometric(), "VP": path.variance_preserving(), "cosine": path.trigonometric()}
 
 
-def generated(task: tuple[str, int], options: argparse.Namespace) -> dict:
-    """Fréchet distances of one network's samplers: the flow by evaluations, and noise of all strengths at the most."""
-    kind, seed = task
-    x, p = latents.mnist().train.x, KINDS[kind]
-    real = judge.view(data.mnist().test.x / 255).features
+class Space(NamedTuple):
+    """Where pictures are generated."""
 
-    loss = common.flow_matching(p, x, 128, noise=kind != "velocity")
-    net = nets.ResidualMLP(x.shape[1], generator=torch.Generator().manual_seed(seed))
+    x: Tensor  # (n, D) of the training set
+    features: Callable[[Tensor], Tensor]  # the judge's, of points (B, D)
+    real: Tensor  # those of the test set
+
+
+def codes() -> Space:
+    return Space(latents.mnist().train.x, lambda w: judge.view(latents.load().decode(w)).features,
+                 judge.view(data.mnist().test.x / 255).features)
+
+
+def coarse(side: int = 14) -> Space:
+    parts = data.mnist(side=side)
+    scale = affine.normaliser(parts.train.x)
+    doubled = lambda x: x.reshape(-1, side, side).repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1)
+    features = lambda z: judge.view(doubled(scale.inverse(z)) / 255).features
+    return Space(scale(parts.train.x), features, features(scale(parts.test.x)))
+
+
+SPACES = {"diffusion": codes, "pixels": coarse}
+
+
+def generated(task: tuple[str, int, str], options: argparse.Namespace) -> dict:
+    """Fréchet distances of one network's samplers: the flow by evaluations, and noise of all strengths at the most."""
+    kind, seed, part = task
+    p, space = KINDS[kind], SPACES[part]()
+    loss = common.flow_matching(p, space.x, 128, noise=kind != "velocity")
+    net = nets.ResidualMLP(space.x.shape[1], generator=torch.Generator().manual_seed(seed))
     model, history = fit(net, loss, options.steps, generator=torch.Generator().manual_seed(seed), name=str(task))
     g, guess = torch.Generator().manual_seed(1000 + seed), guess_of(model, p, kind)
-    start, found = torch.randn((options.samples, x.shape[1]), generator=g), {}
-    far = lambda w: round(float(metrics.frechet_distance(judge.view(latents.load().decode(w)).features, real)), 3)
+    start, found = torch.randn((options.samples, space.x.shape[1]), generator=g), {}
+    far = lambda w: round(float(metrics.frechet_distance(space.features(w), space.real)), 3)
     with torch.no_grad():
         if kind == "velocity":
             found["flow"] = {n: far(solve.ode(model, start, torch.linspace(0, 1, n + 1), "euler")[-1])
@@ -271,12 +295,117 @@ def generated(task: tuple[str, int], options: argparse.Namespace) -> dict:
     return {"seed": seed, "loss": round(float(history["loss"][-500:].mean()), 4), "Fréchet": found}
 
 
-def diffusion(options: argparse.Namespace) -> dict:
-    kinds = common.side_by_side(generated, [(kind, seed) for seed in range(options.seeds) for kind in KINDS], options)
-    real, codes = judge.view(data.mnist().test.x / 255).features, latents.mnist().train.x[:options.samples]
-    again = metrics.frechet_distance(judge.view(latents.load().decode(codes)).features, real)
+def compared(part: str, seeds: int, options: argparse.Namespace) -> dict:
+    kinds = common.side_by_side(generated, [(kind, seed, part) for seed in range(seeds) for kind in KINDS], options)
+    space = SPACES[part]()
+    floor = metrics.frechet_distance(space.features(space.x[:options.samples]), space.real)
     return {"what": "interpolant (velocity, trigonometric) and diffusions (noise; VP, cosine): one network, one budget",
-            "floor": {"reconstructed": round(float(again), 3)}, "kinds": kinds}
+            "floor": round(float(floor), 3), "kinds": kinds}
+
+
+def diffusion(options: argparse.Namespace) -> dict:
+    return compared("diffusion", options.seeds, options)
+
+
+def pixels(options: argparse.Namespace) -> dict:
+    return compared("pixels", 1, options)
+
+
+# bits ---------------------------------------------------------------------------------------------------------------
+
+BIT_STEPS, CODED, TRACED = 6000, 2000, 4  # gradient steps; test pictures, and those whose divergence is exact
+CLUSTERS, SHRUNK = (1, 10, 100), (0.05, 0.15, 0.4)
+
+
+class Clusters:
+    """A mixture of Gaussians of pictures x (n, D): clusters of k-means, covariances shrunk towards their mean."""
+
+    def __init__(self, x: Tensor, k: int) -> None:
+        label = torch.from_numpy(MiniBatchKMeans(k, batch_size=4096, n_init=3, random_state=0).fit_predict(x.numpy()))
+        parts = [x[label == j].double() for j in range(k)]
+        self.weight = torch.tensor([len(part) for part in parts], dtype=torch.float64) / len(x)
+        self.mean, self.cov = (torch.stack([f(part) for part in parts])
+                               for f in (lambda x: x.mean(0), lambda x: (x - x.mean(0)).T @ (x - x.mean(0)) / len(x)))
+
+    def log_prob(self, x: Tensor, shrink: float) -> Tensor:
+        """Log-density (B,) of x (B, D) where each covariance has a share `shrink` of the mean of all."""
+        mean = (self.weight[:, None, None] * self.cov).sum(0)
+        terms = [weight.log() + torch.distributions.MultivariateNormal(centre, torch.lerp(cov, mean, shrink)).log_prob(
+            x.double()) for weight, centre, cov in zip(self.weight, self.mean, self.cov, strict=True)]
+        return torch.stack(terms).logsumexp(0)
+
+
+def in_bits(log_p: Tensor) -> Tensor:
+    """Bits per dimension of each picture from log-densities of levels and noise on [0, 1]."""
+    return (math.log(256) - log_p.double() / 784) / math.log(2)
+
+
+def codings(parts: data.Splits, test: Tensor) -> dict[str, tuple[float, Tensor]]:
+    """By a histogram for each pixel and by mixtures: bits of the validation pictures, and of each of test (m, 784)."""
+    g, train, some = torch.Generator().manual_seed(0), parts.train.x, parts.validation.x[:1000]
+    by_histogram = lambda k: metrics.histogram_bits(train, k, 256)
+    found = {"histogram for each pixel": (float(by_histogram(some).mean()), by_histogram(test))}
+    x, validation, many = (data.dequantise(k, 256, g) for k in (train, some, test))
+    for k in CLUSTERS:
+        mixture = Clusters(x, k)
+        bits = {share: float(in_bits(mixture.log_prob(validation, share)).mean()) for share in SHRUNK}
+        best = min(bits, key=lambda share: bits[share])
+        name = "Gaussian" if k == 1 else f"mixture of {k} Gaussians, {best:.0%} of each covariance shared"
+        found[name] = bits[best], in_bits(mixture.log_prob(many, best))
+    return found
+
+
+def along(model: nn.Module, signs: Tensor) -> Callable[[Tensor, Tensor], solve.Flow]:
+    """The velocity at x like signs (B, D), and Hutchinson's estimate of its divergence, from one evaluation."""
+    def flow(t: Tensor, x: Tensor) -> solve.Flow:
+        velocity, turn = torch.func.jvp(lambda y: model(t, y), (x,), (signs,))
+        return solve.Flow(velocity, (turn * signs).sum(1))
+
+    return flow
+
+
+@torch.no_grad()
+def coded(model: nn.Module, scale: affine.Affine, levels: Tensor, clock: Tensor, *, exact: bool = False,
+          **options: object) -> Tensor:
+    """Bits per dimension of each picture (m,), noised once, by the flow of a network in logits."""
+    g, found = torch.Generator().manual_seed(3), []
+    for piece in levels.split(125):
+        y, log_det = data.logit(data.dequantise(piece, 256, g))
+        z, signs = scale(y), solve.rademacher(tuple(y.shape), g)
+        field = model if exact else along(model, signs)
+        log_p = solve.log_likelihood(field, z, clock, common.standard_normal, **options)
+        found.append(in_bits(log_p + scale.log_det + log_det))
+    return torch.cat(found)
+
+
+def bits(options: argparse.Namespace) -> dict:
+    parts, g = data.mnist(), torch.Generator().manual_seed(0)
+    levels, test = parts.train.x, parts.test.x[::len(parts.test.x) // CODED]
+    scale = affine.normaliser(data.logit(data.dequantise(levels, 256, g)).y)
+
+    def loss(model: nn.Module, g: torch.Generator) -> dict[str, Tensor]:
+        x1 = scale(data.logit(data.dequantise(levels[torch.randint(len(levels), (128,), generator=g)], 256, g)).y)
+        return si.velocity_loss(model, ARC, torch.randn(x1.shape, generator=g), x1, 1 - (1 - si.stratified(128, g))**2)
+
+    net = nets.UNet(28, (16, 48, 96), generator=torch.Generator().manual_seed(0))
+    model, _ = fit(net, loss, BIT_STEPS, generator=g, lr=1e-3, name="bits")
+    whole, steps = torch.tensor([1.0, 0.0]), torch.linspace(1, 0, 9)
+    flow, known = coded(model, scale, test, whole, method="dopri5", atol=1e-5), codings(parts, test)
+    few = test[::len(test) // TRACED]
+    traces = torch.stack([coded(model, scale, few, steps, exact=exact) for exact in (False, True)])
+    best = min(known, key=lambda name: known[name][0])
+    with torch.no_grad():
+        end = solve.ode(model, torch.randn((40, 784), generator=g), whole.flip(0), "dopri5", atol=1e-5)[-1]
+    sheet = data.unlogit(scale.inverse(end)).reshape(4, 10, 28, 28).permute(0, 2, 1, 3).reshape(4 * 28, 280)
+    options.out.mkdir(parents=True, exist_ok=True)
+    plt.imsave(options.out / "bits.png", 1 - sheet, cmap="gray", vmin=0, vmax=1, metadata={"Software": None})
+    of = lambda x: [round(float(x.mean()), 4), round(float(x.std()) / math.sqrt(len(x)), 4)]
+    return {"what": "bits per dimension of MNIST, upper bounds by uniform noise: [mean, standard error] over pictures",
+            "steps": BIT_STEPS, "images seen": 128 * BIT_STEPS, "weights": sum(w.numel() for w in net.parameters()),
+            "pictures": len(test), "bits": {"interpolant": of(flow)} | {name: of(x) for name, (_, x) in known.items()},
+            "best baseline": best, "lead": of(known[best][1] - flow),
+            "trace": {"pictures": len(few), "Hutchinson less exact": of(traces[0] - traces[1]), "exact": of(traces[1]),
+                      "dopri5": of(flow[::len(test) // TRACED])}}
 
 
 # pairs --------------------------------------------------------------------------------------------------------------
@@ -522,9 +651,9 @@ def estimated(task: tuple[str, int | None], options: argparse.Namespace) -> dict
     elif components is None:
         log_p = common.standard_normal
     else:
-        points = chart(levelled(train, g))[0].double().numpy()
-        mixture = GaussianMixture(components, reg_covar=1e-4, max_iter=100, random_state=0).fit(points)
-        log_p = lambda x: torch.from_numpy(mixture.score_samples(x.double().numpy()))
+        points = chart(levelled(train, g))[0].numpy()
+        mixture = GaussianMixture(components, reg_covar=1e-4, max_iter=60, random_state=0).fit(points)
+        log_p = lambda x: torch.from_numpy(mixture.score_samples(x.numpy()))
     return {"nats": -(log_p(test) + log_det).double(), "converged": mixture and mixture.converged_,
             "validation": round(-float((log_p(some) + log_det_some).mean()), 3)}
 
@@ -546,7 +675,8 @@ def patches(options: argparse.Namespace) -> dict:
             "nats": {name: run | {"nats": round(float(run["nats"].mean()), 3)} for name, run in runs.items()}}
 
 
-PARTS = {"cost": cost, "diffusion": diffusion, "pairs": pairs, "shorter": shorter, "patches": patches}
+PARTS = {"cost": cost, "diffusion": diffusion, "pixels": pixels, "bits": bits, "pairs": pairs, "shorter": shorter,
+         "patches": patches}
 
 
 def main() -> None:

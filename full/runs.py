@@ -41,7 +41,7 @@ RUNS = {
         110, 24, ("04_operator_informed_scores/digits", "04_operator_informed_scores/plane"),
         ("steps=training_steps", "digit_steps", "seeds", "points", "order", "small_order")),
     "05_score_difference_flow": Run(250, 36, ("05_score_difference_flow/digits",), ("steps=digit_steps",)),
-    "train": Run(1200, 5, ("train/digits-conv",)),
+    "train": Run(1200, 5, ("train/digits-unet",)),
 }
 
 

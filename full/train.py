@@ -7,7 +7,7 @@ trains a velocity network on the Cond-OT path (Lipman et al. 2023, eq. 23) and w
 NAME.safetensors (the average of the weights) and NAME.json (settings, losses, hardware, versions, command).  Killed
 at any moment, the same command goes on from its last checkpoint.  In a notebook:
 
-    velocity = nets.load("../full/results/train/digits-conv.safetensors")       # velocity(t, x)
+    velocity = nets.load("../full/results/train/digits-unet.safetensors")       # velocity(t, x)
 """
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def examples(name: str) -> tuple[Tensor, Tensor]:
 def options() -> argparse.Namespace:
     parser = common.parser(__doc__, __file__, device=False)
     parser.add_argument("--data", choices=("digits", "patches"), default="digits")
-    parser.add_argument("--network", choices=("conv", "mlp"), default="conv")
-    parser.add_argument("--width", type=int, default=128, help="channels of conv, units of mlp")
+    parser.add_argument("--network", choices=("unet", "mlp"), default="unet")
+    parser.add_argument("--width", type=int, default=128, help="channels of unet at 8 × 8, units of mlp")
     parser.add_argument("--depth", type=int, default=6)
     parser.add_argument("--steps", type=int, default=50_000)
     parser.add_argument("--batch", type=int, default=256, help="examples of one rank in one step")
@@ -51,8 +51,9 @@ def main() -> None:
     given.device = device = ranks.join(given.timeout)
     rank, world = ranks.here()
     train, validation = (x.to(device) for x in examples(given.data))
-    kind, size = {"conv": (nets.ConvNet, {"side": SIDE}), "mlp": (nets.MLP, {"dim": SIDE**2})}[given.network]
-    size |= {"width": given.width, "depth": given.depth}
+    kind, size = {"unet": (nets.UNet, {"side": SIDE, "widths": [given.width, 2 * given.width]}),
+                  "mlp": (nets.MLP, {"dim": SIDE**2, "width": given.width})}[given.network]
+    size |= {"depth": given.depth}
     net = kind(**size, generator=torch.Generator().manual_seed(given.seed)).to(device)
     loss = common.flow_matching(path.cond_ot(), train, given.batch)
     model, history = fit(net, loss, given.steps, lr=given.lr, clip=1.0, name=given.data,

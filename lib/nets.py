@@ -1,12 +1,13 @@
-r"""Small time-conditioned networks f(t, x[, label]), for clouds, latents and 8 × 8 images.
+r"""Small time-conditioned networks f(t, x[, label]), for clouds, latents and pictures.
 
 Time enters as [t, cos πkt, sin πkt], k = 1 … K: smooth, bounded, and distinct at t = 0 and t = 1.
 Activations are SiLU, so fields are smooth and their divergences exist everywhere.
 """
+import itertools
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -135,53 +136,81 @@ class ResidualMLP(MLP):
         return self.last(nn.functional.silu(h))
 
 
-class ConvNet(nn.Module):
-    """Residual convolutional network f(t, x) for flattened square images, (B, channels·side²) to the same.
+class Block(nn.Module):
+    """h ← h + W silu(norm(W′ silu(norm h) + V c)): convolutions of 3 × 3, c (B, conditions) shifts the channels."""
 
-    `depth` residual blocks of two 3 × 3 convolutions at full resolution; time (and class) shift the channels.
+    def __init__(self, width: int, conditions: int) -> None:
+        super().__init__()
+        self.shift = nn.Linear(conditions, width)
+        self.norm = nn.ModuleList(nn.GroupNorm(8, width) for _ in range(2))
+        self.convolution = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+
+    def forward(self, h: Tensor, condition: Tensor) -> Tensor:
+        r = self.convolution[0](nn.functional.silu(self.norm[0](h))) + self.shift(condition)[:, :, None, None]
+        return h + self.convolution[1](nn.functional.silu(self.norm[1](r)))
+
+
+class UNet(nn.Module):
+    """U-Net f(t, x) for flattened square pictures, (B, side²) to the same (Ronneberger et al. 2015).
+
+    widths   channels, multiples of 8, at each size: a block on the way down and one on the way up; between two of them
+             the side is halved.
+    depth    blocks at the last size.
+    patch    squares of patch² pixels are the channels of the first size.
+    classes  number of classes; then f(t, x, label) takes integer labels (B,).
+
+    A learnt map is added to the first features, for pictures are centred and convolutions do not see where.  Starts at
+    the zero function.
     """
 
-    def __init__(self, side: int, *, generator: torch.Generator, channels: int = 1, width: int = 32, depth: int = 3,
-                 frequencies: int = 6, classes: int = 0) -> None:
+    def __init__(self, side: int, widths: Sequence[int] = (48, 96), *, generator: torch.Generator, depth: int = 1,
+                 patch: int = 1, frequencies: int = 6, classes: int = 0) -> None:
         super().__init__()
-        for name, value in (("side", side), ("channels", channels), ("width", width), ("depth", depth)):
+        for name, value in (("side", side), ("depth", depth), ("patch", patch), *(("widths", w) for w in widths)):
             check.count(name, value)
-        self.shape = (channels, side, side)
+        if not widths or any(w % 8 for w in widths):
+            check.refuse("widths", widths, "multiples of 8")
+        if side % (patch * 2 ** (len(widths) - 1)):
+            check.refuse("side", side, f"a multiple of {patch * 2 ** (len(widths) - 1)}, by patches and halvings")
+        self.side, self.patch, pairs = side, patch, list(itertools.pairwise(widths))
         with seeded(generator):
             self.time = TimeFeatures(frequencies)
-            self.condition = nn.Linear(self.time.size, width)
-            self.embedding = nn.Embedding(classes, width) if classes else None
-            self.first = nn.Conv2d(channels, width, 3, padding=1)
-            self.shift = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
-            self.block = nn.ModuleList(
-                nn.ModuleList([nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)])
-                for _ in range(depth))
-            self.last = nn.Conv2d(width, channels, 3, padding=1)
+            self.embedding = nn.Embedding(classes, self.time.size) if classes else None
+            blocks = lambda widths: nn.ModuleList(Block(width, self.time.size) for width in widths)
+            self.first = nn.Conv2d(patch**2, widths[0], 3, padding=1)
+            self.place = nn.Parameter(torch.zeros(widths[0], side // patch, side // patch))
+            self.before, self.middle, self.after = blocks(widths[:-1]), blocks(widths[-1:] * depth), blocks(widths[:-1])
+            self.down = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairs)
+            self.up = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairs)
+            self.last = nn.Conv2d(widths[0], patch**2, 3, padding=1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
     def forward(self, t: Tensor | float, x: Tensor, label: Tensor | None = None) -> Tensor:
-        given(t, x, math.prod(self.shape), self.last.weight)
-        condition = self.condition(self.time(t, x)) + embedded(self.embedding, label, x)
-        condition = nn.functional.silu(condition)
-        h = self.first(x.unflatten(1, self.shape))
-        for shift, block in zip(self.shift, self.block, strict=True):
-            one, two = block.children()
-            r = one(nn.functional.silu(h + shift(condition)[:, :, None, None]))
-            h = h + two(nn.functional.silu(r))
-        return self.last(nn.functional.silu(h)).flatten(1)
+        given(t, x, self.side**2, self.last.weight)
+        condition, passed = self.time(t, x) + embedded(self.embedding, label, x), []
+        square = x.unflatten(1, (1, self.side, self.side))
+        h = self.first(nn.functional.pixel_unshuffle(square, self.patch)) + self.place
+        for block, down in zip(self.before, self.down, strict=True):
+            passed.append(block(h, condition))
+            h = down(passed[-1])
+        for block in self.middle:
+            h = block(h, condition)
+        for block, up, kept in list(zip(self.after, self.up, passed, strict=True))[::-1]:
+            h = block(kept + nn.functional.interpolate(up(h), scale_factor=2, mode="nearest"), condition)
+        return nn.functional.pixel_shuffle(self.last(nn.functional.silu(h)), self.patch).flatten(1)
 
 
-def save(file: str | os.PathLike, net: MLP | ConvNet, **arguments: object) -> None:
+def save(file: str | os.PathLike, net: MLP | UNet, **arguments: object) -> None:
     """Write a network as safetensors, with the `arguments` (but the generator) that it was made with."""
     save_file(net.state_dict(), file, {"class": type(net).__name__, "arguments": json.dumps(arguments)})
 
 
-def load(file: str | os.PathLike) -> MLP | ConvNet:
+def load(file: str | os.PathLike) -> MLP | UNet:
     """The network that `save` has written, frozen, on the CPU."""
     with safe_open(file, "pt") as f:
         made, weights = f.metadata() or {}, {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
-    kind = {"MLP": MLP, "ResidualMLP": ResidualMLP, "ConvNet": ConvNet}.get(made.get("class"))
+    kind = {"MLP": MLP, "ResidualMLP": ResidualMLP, "UNet": UNet}.get(made.get("class"))
     if kind is None or "arguments" not in made:
         check.refuse("file", f"{file} of class {made.get('class')}", "a network that nets.save has written")
     net = kind(**json.loads(made["arguments"]), generator=torch.Generator())

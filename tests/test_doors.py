@@ -59,7 +59,7 @@ EYE, ZEROS = torch.eye(2, dtype=F64), torch.zeros(5, dtype=F64)
 GAUSSIAN = transport.gaussian_bridge(ZEROS[:2], EYE, ZEROS[:2], EYE, 1.0)
 STRAIGHT, BOARD = path.cond_ot(), toys.checkerboard()
 MLP_OF_TWO = nets.MLP(2, generator=rng(), width=4, depth=1).double()
-MLP, CONV = nets.MLP(2, generator=rng(), classes=3).double(), nets.ConvNet(2, generator=rng(), classes=3).double()
+MLP, CONV = nets.MLP(2, generator=rng(), classes=3).double(), nets.UNet(2, generator=rng(), classes=3).double()
 LABEL = torch.tensor([0, 1, 2])
 WALK = bridge.Bridge(FIELD, FIELD, 1.0, bridge.symmetric_times(3))
 UNIT = torch.tensor([[-1.0], [1.0]], dtype=F64)  # of second moment 1
@@ -129,9 +129,9 @@ DOORS: dict[str, tuple[Callable, dict[str, object]]] = {
     "GaussianBridge.backward_drift": (GAUSSIAN.backward_drift, {"t": TIME, "x": LIKE}),
     "nets.MLP": (nets.MLP, NETWORK | {"dim": SIZE, "out": SIZE}),
     "nets.ResidualMLP": (nets.ResidualMLP, NETWORK | {"dim": SIZE, "out": SIZE}),
-    "nets.ConvNet": (nets.ConvNet, NETWORK | {"side": SIZE, "channels": SIZE}),
+    "nets.UNet": (nets.UNet, {"side": SIZE, "depth": SIZE, "patch": (1, "count"), "generator": RANDOM}),
     "MLP(t, x)": (MLP, {"t": (0.5, "rows"), "x": (cloud(3), "columns"), "label": (LABEL, "label")}),
-    "ConvNet(t, x)": (CONV, {"t": (0.5, "rows"), "x": (cloud(3, 4), "columns"), "label": (LABEL, "label")}),
+    "UNet(t, x)": (CONV, {"t": (0.5, "rows"), "x": (cloud(3, 4), "columns"), "label": (LABEL, "label")}),
     "fit": (fit, {"model": nets.MLP(1, generator=rng(), width=2), "loss": lambda m, g: m.last.bias.sum(), "steps": SIZE,
                   "generator": RANDOM, "lr": SCALE, "ema": SHARE, "clip": SCALE}),
     "toys.mixture": (lambda centres, std: toys.mixture("m", centres, std), {"centres": X, "std": SCALE}),
@@ -511,7 +511,7 @@ def try_anything(door: str, name: str, n: int) -> None:
 
 # A density of 0, shares where the reference has none, no mode found; networks, of whose answers `fit` takes care.
 UNBOUNDED = {"Toy.log_prob", "metrics.histogram", "metrics.mode_report"}
-UNCHECKED = {"MLP(t, x)", "ResidualMLP(t, x)", "ConvNet(t, x)", "interpolant.quadratic"}
+UNCHECKED = {"MLP(t, x)", "ResidualMLP(t, x)", "UNet(t, x)", "interpolant.quadratic"}
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -249,6 +249,44 @@ def test_the_chart_of_photographs_counts_its_jacobian(interpolants):
     assert abs(log_r.mean() - gauss.mean()) < 0.01 and abs(log_r.std() - gauss.std()) < 0.01
 
 
+def test_clusters_are_a_mixture_of_gaussians(interpolants):
+    """One cluster is the Gaussian of the data's moments; of two apart, all shared, both have the mean covariance."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 3, generator=g, dtype=torch.float64) @ torch.randn(3, 3, generator=g, dtype=torch.float64)
+    normal = torch.distributions.MultivariateNormal(x.mean(0), x.T.cov(correction=0))
+    assert torch.allclose(interpolants.Clusters(x, 1).log_prob(x, 0.3), normal.log_prob(x))
+    both = torch.cat([x, 0.5 * x[:100] + 50])
+    shared = 0.8 * x.T.cov(correction=0) + 0.2 * (0.5 * x[:100]).T.cov(correction=0)
+    halves = [math.log(share) + torch.distributions.MultivariateNormal(part.mean(0), shared).log_prob(both)
+              for share, part in ((0.8, x), (0.2, 0.5 * x[:100] + 50))]
+    assert torch.allclose(interpolants.Clusters(both, 2).log_prob(both, 1.0), torch.stack(halves).logsumexp(0))
+    plain = interpolants.Clusters(both, 2).log_prob(x, 0.0)
+    assert torch.allclose(plain, math.log(0.8) + normal.log_prob(x), atol=1e-8)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_bits_of_a_flow_that_is_known(interpolants, exact, monkeypatch):
+    """The field x/10 carries N(0, I) to N(0, e^{1/5} I) in logits; torch's transforms have the density of levels."""
+    monkeypatch.setattr(interpolants.solve, "exact_divergence", lambda f: lambda t, x: torch.full((len(x),), 78.4))
+    levels = torch.randint(256, (5, 784), generator=torch.Generator().manual_seed(1))
+    scale = interpolants.affine.Affine(torch.full((784,), 0.3), torch.full((784,), 2.0))
+    found = interpolants.coded(lambda t, x: x / 10, scale, levels, torch.linspace(1, 0, 9), exact=exact)
+    x = interpolants.data.dequantise(levels, 256, torch.Generator().manual_seed(3))
+    alpha, d = 1e-6, torch.distributions
+    law = d.TransformedDistribution(d.Normal(torch.tensor(0.3).double(), 2 * math.exp(0.1)), [
+        d.SigmoidTransform(), d.AffineTransform(-alpha / (1 - 2 * alpha), 1 / (1 - 2 * alpha))])
+    expected = 8 - law.log_prob(x.double()).mean(1) / math.log(2)
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_hutchinson_comes_with_the_velocity(interpolants):
+    turn = torch.tensor([[0.5, 2.0], [-1.0, 0.25]])
+    signs, x = torch.tensor([[1.0, -1.0], [1.0, 1.0]]), torch.randn(2, 2)
+    flow = interpolants.along(lambda t, x: t * x @ turn, signs)(torch.tensor(2.0), x)
+    assert torch.allclose(flow.velocity, 2 * x @ turn)
+    assert flow.divergence.tolist() == pytest.approx([2 * (0.75 - 1.0), 2 * (0.75 + 1.0)])
+
+
 def test_the_length_of_a_cloud_is_that_of_its_exact_field(interpolants):
     """A single point c: b = a′c + m′x₀, so the mean of E|b|² over t ≤ 0.97 is ∫(a′²|c|² + 2m′²)dt/0.97."""
     point = torch.tensor([[1.5, -0.5]])

@@ -8,12 +8,12 @@ import torch
 from draws import rng
 from safetensors.torch import save_file
 
-from lib.nets import MLP, ConvNet, FourierFeatures, ResidualMLP, TimeFeatures, load, save, seeded
+from lib.nets import MLP, FourierFeatures, ResidualMLP, TimeFeatures, UNet, load, save, seeded
 
 BUILD = {
     "MLP": lambda g, **k: MLP(16, generator=g, width=24, depth=2, **k),
     "ResidualMLP": lambda g, **k: ResidualMLP(16, generator=g, width=24, depth=2, **k),
-    "ConvNet": lambda g, **k: ConvNet(4, generator=g, width=8, depth=2, **k),
+    "UNet": lambda g, **k: UNet(4, (8, 16), generator=g, **k),
 }
 every_network = pytest.mark.parametrize("build", BUILD.values(), ids=BUILD)
 
@@ -97,29 +97,57 @@ def test_classes_condition_the_field(build):
 def test_zero_start_and_sizes():
     x = torch.randn(4, 6, generator=rng())
     assert MLP(6, generator=rng(), zero=True)(0.1, x).abs().max() == 0 < MLP(6, generator=rng())(0.1, x).abs().max()
-    assert ConvNet(4, generator=rng())(0.1, torch.ones(2, 16)).abs().max() == 0
+    assert UNet(4, generator=rng())(0.1, torch.ones(2, 16)).abs().max() == 0
     assert MLP(6, generator=rng(), out=3)(0.1, x).shape == (4, 3)
     deep = MLP(6, generator=rng(), width=10, depth=4)
     assert sum(p.numel() for p in deep.parameters()) == (6 + 13 + 1) * 10 + 3 * 110 + 11 * 6
-    assert ConvNet(4, generator=rng(), channels=3)(0.1, torch.ones(2, 48)).shape == (2, 48)
 
 
-def test_a_block_that_does_nothing_passes_its_input_on():
-    """Residual blocks: without their second convolutions what is left is the first layer and the last."""
-    net, x = awake(BUILD["ConvNet"](rng())), torch.randn(3, 16, generator=rng(1))
-    for _, second in net.block:
-        torch.nn.init.zeros_(second.weight)
-        torch.nn.init.zeros_(second.bias)
-    through = net.last(torch.nn.functional.silu(net.first(x.reshape(3, 1, 4, 4)))).flatten(1)
-    assert torch.allclose(net(0.5, x), through)
+def normalised(h):
+    """Eight groups of channels, each of mean 0 and variance 1 in every picture."""
+    groups = h.reshape(len(h), 8, -1)
+    centred = groups - groups.mean(2, keepdim=True)
+    return (centred / (centred.square().mean(2, keepdim=True) + 1e-5).sqrt()).reshape(h.shape)
 
 
-def test_the_convolution_sees_neighbours_only():
-    """Flattened images are rows of a square: a corner pixel cannot reach the far corner through one block."""
-    net = awake(ConvNet(12, generator=rng(), width=4, depth=1))
-    jacobian = torch.func.jacrev(lambda y: net(0.5, y[None])[0])(torch.randn(144, generator=rng(1)))
-    reach = jacobian[0].reshape(12, 12).abs() > 0
-    assert reach[:5, :5].all() and reach.sum() == 25  # four 3 × 3 convolutions
+def test_a_unet_by_hand():
+    """Down once and up again, with what passed at full size added; a block at each width and two at the last."""
+    net = awake(UNet(4, (8, 16), generator=rng(), depth=2, classes=3)).double()
+    torch.nn.init.normal_(net.place, generator=rng(8))
+    x, t = torch.randn(3, 16, generator=rng(1)).double(), torch.rand(3, generator=rng(2)).double()
+    label = torch.arange(3)
+    c, silu = net.time(t, x) + net.embedding.weight[label], torch.nn.functional.silu
+
+    def block(b, h):
+        r = b.convolution[0](silu(normalised(h))) + (c @ b.shift.weight.T + b.shift.bias)[..., None, None]
+        return h + b.convolution[1](silu(normalised(r)))
+
+    passed = block(net.before[0], net.first(x.reshape(3, 1, 4, 4)) + net.place)
+    h = block(net.middle[1], block(net.middle[0], net.down[0](passed)))
+    assert h.shape == (3, 16, 2, 2) and len(net.before) == len(net.after) == 1
+    mixed = torch.einsum("ij,bjhw->bihw", net.up[0].weight[:, :, 0, 0], h) + net.up[0].bias[:, None, None]
+    h = passed + mixed.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    expected = net.last(silu(block(net.after[0], h))).flatten(1)
+    assert torch.allclose(net(t, x, label), expected, atol=1e-10)
+
+
+@pytest.mark.parametrize(("side", "widths", "patch"), [(28, (8, 16, 24), 1), (28, (8, 16), 2), (12, (16,), 4)])
+def test_a_unet_leaves_pixels_in_their_place(side, widths, patch):
+    """With no convolution but unit ones at its ends all that is left of it is silu, pixel by pixel."""
+    net, x = UNet(side, widths, patch=patch, generator=rng()), torch.randn(3, side**2, generator=rng(1))
+    with torch.no_grad():
+        for p in net.parameters():
+            p.zero_()
+        torch.nn.init.dirac_(net.first.weight)
+        torch.nn.init.dirac_(net.last.weight)
+        assert torch.allclose(net(0.4, x), torch.nn.functional.silu(x), atol=1e-6)
+
+
+def test_a_unet_says_which_sizes_it_can_have():
+    for name, size in (("widths", {"widths": (8, 12)}), ("widths", {"widths": ()}), ("side", {"side": 6, "patch": 2}),
+                       ("depth", {"depth": 0}), ("patch", {"patch": 1.5}), ("side", {"widths": (8, 8, 8)})):
+        with pytest.raises(ValueError, match=rf"^{name}: got .+; need"):
+            UNet(**{"side": 10, "generator": rng()} | size)
 
 
 @every_network

@@ -336,13 +336,13 @@ def test_the_script_trains_in_two_processes_and_a_notebook_loads_what_it_leaves(
 
 
 def test_networks_come_back_from_their_files(tmp_path, generator):
-    for kind, size in ((nets.MLP, {"dim": 3, "width": 8, "classes": 4}), (nets.ConvNet, {"side": 4, "channels": 2})):
+    for kind, size in ((nets.MLP, {"dim": 3, "width": 8, "classes": 4}), (nets.UNet, {"side": 4, "widths": [8]})):
         net = kind(**size, generator=generator)
         for p in net.parameters():
             nn.init.normal_(p, generator=generator)
         nets.save(tmp_path / "net.safetensors", net, **size)
         back = nets.load(tmp_path / "net.safetensors")
         assert type(back) is kind and not any(p.requires_grad for p in back.parameters())
-        x, label = torch.randn(5, 3 if kind is nets.MLP else 32, generator=generator), torch.arange(5) % 4
+        x, label = torch.randn(5, 3 if kind is nets.MLP else 16, generator=generator), torch.arange(5) % 4
         given = (0.3, x, label) if kind is nets.MLP else (0.3, x)
         assert torch.equal(back(*given), net(*given))
