@@ -13,18 +13,17 @@ has the drift σ²∇log p_t − u_b, the least-squares fit at (t_k, X_k) of
 
     (X_{k+1} − X_k)/h + u_b(t_{k+1}, X_{k+1}) − u_b(t_{k+1}, X_k)  =  −σZ/√h − u_b(t_{k+1}, X_k).      (their Eq. 12)
 
-Start it from p_0 instead, do the same in the other direction, and repeat.  The first fit is score matching.
+Do the same from p_0, and repeat.  The first fit is score matching.
 
 DSBM (Shi, De Bortoli, Campbell & Doucet 2023), iterative Markovian fitting.  Join pairs (x_0, x_1) by Brownian
-bridges, x_t = (1−t)x_0 + t x_1 + σ√(t(1−t)) z, fit u_f to (x_1 − x_t)/(1 − t), simulate new pairs from p_0, fit
-u_b to (x_0 − x_t)/t, simulate new pairs from p_1, and repeat.  The reference enters at every fit, so errors do
-not pile up; in DSB it enters once, at the start, and is slowly forgotten.
+bridges, fit u_f to (x_1 − x_t)/(1 − t), simulate new pairs from p_0, fit u_b to (x_0 − x_t)/t, simulate new pairs
+from p_1, and repeat.  The reference enters at every fit; in DSB once, at the start, and fades.
 
 House → DSB's paper: t = 0 is the prior and t = 1 the data, so its forward drift is our u_b; σ² = 2T, and our
 drifts are T times theirs.  Every drift sees the time of the state it is given, whichever way we simulate.
 """
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
@@ -39,6 +38,9 @@ from lib.nets import MLP
 from lib.solve import Field
 
 DIRECTIONS = ("forward", "backward")
+_brownian = lambda t, x: torch.zeros_like(x)
+Source = Tensor | Callable[[int, torch.Generator], Tensor]  # points (n, D), or a function that draws n of them
+Regress = Callable[["Cache", Field | None, torch.Generator, str], tuple[Field, Tensor]]  # -> drift, losses
 
 
 class Pairs(NamedTuple):
@@ -50,19 +52,6 @@ class Pairs(NamedTuple):
     weight: Tensor  # (M,) of mean one
 
 
-Draw = Callable[[int | None, torch.Generator], Pairs]  # a batch of n, or, for None, one pass over all there is
-Regress = Callable[[Draw, Field | None, torch.Generator, str], tuple[Field, Tensor]]  # -> drift, losses
-
-
-class Iteration(NamedTuple):
-    """What one iteration of alternating regressions leaves."""
-
-    forward_drift: Field
-    backward_drift: Field
-    forward_loss: Tensor  # (steps,) of the regression
-    backward_loss: Tensor
-
-
 @dataclass(frozen=True)
 class Bridge:
     """A pair of drifts f(t, x), t 0-d or (B,), x (B, D), for dX = u dt + σ dW along and against time."""
@@ -71,14 +60,14 @@ class Bridge:
     backward_drift: Field
     sigma: float
     times: Tensor  # (N + 1,) from 0 to 1, the steps of the simulation
-    history: tuple[Iteration, ...] = ()
+    forward_loss: Tensor | None = None  # (steps,) of the regression, where there was one
+    backward_loss: Tensor | None = None
+    history: tuple[Self, ...] = ()  # the bridge after each iteration
 
     def after(self, iteration: int) -> Self:
         """The bridge as it was after `iteration` iterations, counted from 1."""
         check.choice("iteration", iteration, tuple(range(1, len(self.history) + 1)))
-        last = self.history[iteration - 1]
-        return replace(self, forward_drift=last.forward_drift, backward_drift=last.backward_drift,
-                       history=self.history[:iteration])
+        return self.history[iteration - 1]
 
     def trajectory(self, x: Tensor, direction: str, generator: torch.Generator) -> Tensor:
         """Simulated paths (N + 1, B, D), row 0 is x: "forward" from t = 0 or "backward" from t = 1."""
@@ -100,9 +89,8 @@ class Bridge:
                        divergence: Field | None = None) -> Tensor:
         """log p_1(x) in nats, (B,), by the probability flow from t = 1 down to `base_log_p` = log p_0 at t = 0.
 
-        `t` is the decreasing grid of the Runge–Kutta steps (default: `times`).  The backward drift of every
-        iteration is the reversal of its forward drift started from p_0, so the flow is that of the forward
-        process up to the error of the regression.  Its pairs (x_0, x_1) are not those of the bridge.
+        `t` is the decreasing grid of the Runge–Kutta steps (default: `times`).  The flow is that of the forward process
+        as far as u_b is its reversal, up to the error of a regression; its pairs (x_0, x_1) are not the bridge's.
         """
         t = self.times.flip(0) if t is None else solve.grid(t, x)
         if t[0] < t[-1]:
@@ -110,11 +98,46 @@ class Bridge:
         return solve.log_likelihood(self.velocity, x, t, base_log_p, divergence)
 
 
-def train_dsb(x0: Tensor, x1: Tensor, sigma: float, *, generator: torch.Generator, iterations: int = 5,
+@dataclass(eq=False)
+class Cache:
+    """What the drift that runs in `direction` is fitted to, made of paths against it; empty before `refresh`."""
+
+    direction: str
+    drift: Field | None  # of the paths; None, where ends are joined: they end in `goal`, whatever their start
+    start: Source  # of the paths, x_1 where the drift to be fitted runs forward, x_0 where backward
+    goal: Source
+    sigma: float
+    times: Tensor  # (N + 1,) rising
+    paths: int  # how many
+    joined: bool  # bridge matching, of their ends; or mean matching, of their steps
+    rows: tuple[Tensor, ...] = ()  # what is kept, (M, …) each
+
+    def refresh(self, generator: torch.Generator) -> Self:
+        """Simulate again, from other starts."""
+        x, forward = _drawn(self.start, self.paths, generator), self.direction == "forward"
+        times = self.times.flip(0) if forward else self.times
+        if self.joined:
+            end = (_drawn(self.goal, self.paths, generator) if self.drift is None else
+                   simulate(self.drift, self.sigma, x, times, generator)[-1])
+            self.rows = (end, x) if forward else (x, end)
+        else:
+            self.rows = reversal_pairs(self.drift, self.sigma, x, times, generator)
+        return self
+
+    def pairs(self, generator: torch.Generator, n: int | None = None) -> Pairs:
+        """One pass over all there is, or n pairs with replacement; joined ends are seen at fresh times."""
+        rows = self.rows if n is None else _some(self.rows, n, generator)
+        if not self.joined:
+            return Pairs(*rows)
+        return bridge_pairs(rows[0], rows[1], self.sigma, self.times, self.direction, generator)
+
+
+def train_dsb(x0: Source, x1: Source, sigma: float, *, generator: torch.Generator, iterations: int = 5,
               times: Tensor | None = None, paths: int = 5000, reference: Field | None = None,
               regress: Regress | None = None, name: str = "DSB") -> Bridge:
-    """Diffusion Schrödinger bridge from x0 (n, D) to x1 (m, D) by iterative proportional fitting.
+    """Diffusion Schrödinger bridge from x0 to x1 by iterative proportional fitting.
 
+    x0, x1      points (n, D), drawn from with replacement, or functions (n, generator) -> (n, D).
     sigma       standard deviation of the reference's noise over [0, 1], > 0; √(2T) in the paper.
     iterations  each fits the forward drift, then the backward drift.
     times       (N + 1,) from 0 to 1 (default `symmetric_times(20)`).
@@ -122,50 +145,46 @@ def train_dsb(x0: Tensor, x1: Tensor, sigma: float, *, generator: torch.Generato
     reference   backward drift r(t, x) of Q, such as −α(x − c) for Ornstein–Uhlenbeck; None means Brownian.
     regress     how drifts are fitted (default `network()`; see also `least_squares`).
 
-    `history[n]` keeps drifts and losses of iteration n + 1; `after(n)` is the bridge after n iterations.
+    `history[n]`, which is `after(n + 1)`, keeps drifts and losses of iteration n + 1.
     """
-    times = _check(x0, x1, sigma, generator, iterations, times, paths)
-    regress = network() if regress is None else regress
-    forward, backward = None, reference or (lambda t, x: torch.zeros_like(x))
-    history: list[Iteration] = []
-    for n in range(1, iterations + 1):
-        cache = reversal_pairs(backward, sigma, _choose(x1, paths, generator), times.flip(0), generator)
-        forward, up = regress(cache, forward, generator, f"{name} {n}/{iterations} forward")
-        cache = reversal_pairs(forward, sigma, _choose(x0, paths, generator), times, generator)
-        backward, down = regress(cache, backward, generator, f"{name} {n}/{iterations} backward")
-        history.append(Iteration(forward, backward, up, down))
-    return Bridge(forward, backward, float(sigma), times, tuple(history))
+    return _alternate(False, reference or _brownian, x0, x1, sigma, generator, iterations, times, paths, regress, name)
 
 
-def train_dsbm(x0: Tensor, x1: Tensor, sigma: float, *, generator: torch.Generator, iterations: int = 5,
+def train_dsbm(x0: Source, x1: Source, sigma: float, *, generator: torch.Generator, iterations: int = 5,
                times: Tensor | None = None, paths: int = 5000, start: str = "independent",
                regress: Regress | None = None, name: str = "DSBM") -> Bridge:
-    """Diffusion Schrödinger bridge matching from x0 (n, D) to x1 (m, D), Brownian reference.
+    """Diffusion Schrödinger bridge matching from x0 to x1; the reference is Brownian, always.
 
     start  pairs of the first fit: "independent" (x_0, x_1), which makes it iterative Markovian fitting, or
-           "reference", (x_1 + σξ, x_1), which makes it iterative proportional fitting (their Prop. 10).
+           "reference", ends of Brownian paths from x_1, which makes it proportional fitting (their Prop. 10).
 
     Other arguments and the result as for `train_dsb`; `paths` is the number of pairs joined for each fit.
     """
-    times = _check(x0, x1, sigma, generator, iterations, times, paths)
     check.choice("start", start, ("independent", "reference"))
-    regress = network() if regress is None else regress
-    forward = backward = None
-    ends = _choose(x1, paths, generator)
-    noise = draws.normal(ends, generator)
-    pairs = (ends + sigma * noise if start == "reference" else _choose(x0, paths, generator)), ends
-    history: list[Iteration] = []
+    return _alternate(True, _brownian if start == "reference" else None, x0, x1, sigma, generator, iterations, times,
+                      paths, regress, name)
+
+
+def _alternate(joined: bool, backward: Field | None, x0: Source, x1: Source, sigma: float,
+               generator: torch.Generator, iterations: int, times: Tensor | None, paths: int,
+               regress: Regress | None, name: str) -> Bridge:
+    check.finite("sigma", check.positive("sigma", sigma))
+    check.generator("generator", generator)
+    for what, count in (("iterations", iterations), ("paths", paths)):
+        check.count(what, count)
+    one, other = (x(1, generator) if callable(x) else x for x in (x0, x1))
+    check.points("x1", other, dim=check.points("x0", one).shape[1], like=one)
+    times = solve.grid(symmetric_times(20) if times is None else times, one, "times")
+    if times[0] != 0 or times[-1] != 1:
+        check.refuse("times", f"a grid from {times[0]:g} to {times[-1]:g}", "times from 0 to 1")
+    regress, forward, history = regress or network(), None, []
     for n in range(1, iterations + 1):
-        forward, up = regress(bridge_pairs(*pairs, sigma, times, "forward"), forward, generator,
-                              f"{name} {n}/{iterations} forward")
-        starts = _choose(x0, paths, generator)
-        pairs = starts, simulate(forward, sigma, starts, times, generator)[-1]
-        backward, down = regress(bridge_pairs(*pairs, sigma, times, "backward"), backward, generator,
-                                 f"{name} {n}/{iterations} backward")
-        ends = _choose(x1, paths, generator)
-        pairs = simulate(backward, sigma, ends, times.flip(0), generator)[-1], ends
-        history.append(Iteration(forward, backward, up, down))
-    return Bridge(forward, backward, float(sigma), times, tuple(history))
+        cache = Cache("forward", backward, x1, x0, sigma, times, paths, joined).refresh(generator)
+        forward, up = regress(cache, forward, generator, f"{name} {n}/{iterations} forward")
+        cache = Cache("backward", forward, x0, x1, sigma, times, paths, joined).refresh(generator)
+        backward, down = regress(cache, backward, generator, f"{name} {n}/{iterations} backward")
+        history.append(Bridge(forward, backward, float(sigma), times, up, down))
+    return replace(history[-1], history=tuple(history))
 
 
 def symmetric_times(steps: int, ratio: float = 1.0) -> Tensor:
@@ -173,9 +192,8 @@ def symmetric_times(steps: int, ratio: float = 1.0) -> Tensor:
     check.count("steps", steps)
     check.finite("ratio", check.positive("ratio", ratio))
     k = torch.arange(steps, dtype=torch.float64)
-    ramp = torch.minimum(k, steps - 1 - k) / max((steps - 1) // 2, 1)
-    h = 1 + (ratio - 1) * ramp
-    return torch.cat([torch.zeros(1, dtype=torch.float64), (h.cumsum(0) / h.sum())])
+    h = 1 + (ratio - 1) * torch.minimum(k, steps - 1 - k) / max((steps - 1) // 2, 1)
+    return torch.cat([torch.zeros(1, dtype=torch.float64), h.cumsum(0) / h.sum()])
 
 
 def simulate(drift: Field, sigma: float, x: Tensor, times: Tensor, generator: torch.Generator) -> Tensor:
@@ -186,29 +204,24 @@ def simulate(drift: Field, sigma: float, x: Tensor, times: Tensor, generator: to
         return solve.sde(lambda t, x: along * drift(t, x), sigma, x, times, generator)
 
 
-def reversal_pairs(drift: Field, sigma: float, x: Tensor, times: Tensor, generator: torch.Generator) -> Draw:
+def reversal_pairs(drift: Field, sigma: float, x: Tensor, times: Tensor, generator: torch.Generator) -> Pairs:
     """Mean matching: regression of the drift that reads backwards the paths simulated with `drift` from x.
 
-    From a step y = x + h·drift(t, x) + σ√h z to time s the pair is (s, y), target −σz/√h − drift(t, y), weight ∝ h.
+    From a step y = x + h·drift(t, x) + σ√h z to time s the pair is (s, y), target −σz/√h − drift(t, y), weight ∝ h as
+    in the KL divergence between paths.  The paper fits the mean of a step, which is weight h² (its γ²).
     """
     times = times.to(x)
-    path = simulate(drift, sigma, x, times, generator)
-    steps = times.diff().abs()
+    path, h = simulate(drift, sigma, x, times, generator), times.diff().abs()
     with torch.no_grad():
-        target = torch.cat([(a - b) / h + drift(t, a) - drift(t, b)
-                            for t, h, a, b in zip(times, steps, path, path[1:], strict=False)])
-    t, weight = (v.repeat_interleave(len(x)) for v in (times[1:], steps / steps.mean()))
-    states = path[1:].flatten(0, 1)
-
-    def draw(n: int | None, generator: torch.Generator) -> Pairs:
-        i = _indices(n, len(t), generator).to(t.device)
-        return Pairs(t[i], states[i], target[i], weight[i])
-
-    return draw
+        target = torch.cat([(a - b) / step + drift(t, a) - drift(t, b)
+                            for t, step, a, b in zip(times, h, path, path[1:], strict=False)])
+    t, weight = (v.repeat_interleave(len(x)) for v in (times[1:], h / h.mean()))
+    return Pairs(t, path[1:].flatten(0, 1), target, weight)
 
 
-def bridge_pairs(x0: Tensor, x1: Tensor, sigma: float, times: Tensor, direction: str) -> Draw:
-    """Bridge matching: regression of a drift on Brownian bridges between the pairs (x0, x1), each (M, D).
+def bridge_pairs(x0: Tensor, x1: Tensor, sigma: float, times: Tensor, direction: str,
+                 generator: torch.Generator) -> Pairs:
+    """Bridge matching: regression of a drift on Brownian bridges between the pairs (x0, x1), each (M, D), one of each.
 
     t is uniform up to the last knot at which the drift is used: [0, t_{N−1}] forward, [t_1, 1] backward.
     """
@@ -216,17 +229,11 @@ def bridge_pairs(x0: Tensor, x1: Tensor, sigma: float, times: Tensor, direction:
     check.finite("sigma", check.positive("sigma", sigma))
     times = solve.grid(times, x0, "times")
     check.choice("direction", direction, DIRECTIONS)
-    low, high = (0.0, float(times[-2])) if direction == "forward" else (float(times[1]), 1.0)
-
-    def draw(n: int | None, generator: torch.Generator) -> Pairs:
-        i = _indices(n, len(x0), generator).to(x0.device)
-        start, end = x0[i], x1[i]
-        t, z = low + (high - low) * draws.uniform(start[:, :1], generator), draws.normal(start, generator)
-        x = (1 - t) * start + t * end + sigma * (t * (1 - t)).sqrt() * z
-        target = (end - x) / (1 - t) if direction == "forward" else (start - x) / t
-        return Pairs(t[:, 0], x, target, torch.ones_like(t[:, 0]))
-
-    return draw
+    forward = direction == "forward"
+    low, high = (0.0, float(times[-2])) if forward else (float(times[1]), 1.0)
+    t, z = low + (high - low) * draws.uniform(x0[:, :1], generator), draws.normal(x0, generator)
+    x = (1 - t) * x0 + t * x1 + sigma * (t * (1 - t)).sqrt() * z
+    return Pairs(t[:, 0], x, (x1 - x) / (1 - t) if forward else (x0 - x) / t, torch.ones_like(t[:, 0]))
 
 
 def network(make: Callable[..., nn.Module] | None = None, *, steps: int = 2000, batch: int = 256, lr: float = 1e-3,
@@ -238,13 +245,13 @@ def network(make: Callable[..., nn.Module] | None = None, *, steps: int = 2000, 
     """
     make = make or (lambda dim, generator: MLP(dim, generator=generator, width=128, depth=2))
 
-    def regress(draw: Draw, previous: Field | None, generator: torch.Generator, name: str) -> tuple[Field, Tensor]:
-        like = draw(1, generator).x
-        warm_start = warm and isinstance(previous, nn.Module)
-        net = copy.deepcopy(previous) if warm_start else make(like.shape[1], generator=generator).to(like)
+    def regress(cache: Cache, previous: Field | None, generator: torch.Generator, name: str) -> tuple[Field, Tensor]:
+        like = cache.pairs(generator, 1).x
+        net = (copy.deepcopy(previous) if warm and isinstance(previous, nn.Module) else
+               make(like.shape[1], generator=generator).to(like))
 
         def loss(net: nn.Module, generator: torch.Generator) -> Tensor:
-            t, x, target, weight = draw(batch, generator)
+            t, x, target, weight = cache.pairs(generator, batch)
             return (weight[:, None] * (net(t, x) - target).square()).mean()
 
         fitted = fit(net.requires_grad_(True), loss, steps, generator=generator, lr=lr, ema=ema, clip=clip, name=name)
@@ -258,8 +265,8 @@ def least_squares(features: Callable[[Tensor, Tensor], Tensor], ridge: float = 1
 
     Every pair is used once; `ridge` is relative to the mean square of the features.
     """
-    def regress(draw: Draw, previous: Field | None, generator: torch.Generator, name: str) -> tuple[Field, Tensor]:
-        t, x, target, weight = draw(None, generator)
+    def regress(cache: Cache, previous: Field | None, generator: torch.Generator, name: str) -> tuple[Field, Tensor]:
+        t, x, target, weight = cache.pairs(generator)
         phi = features(t, x)
         gram = phi.T @ (weight[:, None] * phi)
         gram += ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=x.dtype, device=x.device)
@@ -270,25 +277,10 @@ def least_squares(features: Callable[[Tensor, Tensor], Tensor], ridge: float = 1
     return regress
 
 
-def _indices(n: int | None, size: int, generator: torch.Generator) -> Tensor:
-    if n is None:
-        return torch.arange(size, device=generator.device)
-    return torch.randint(size, (n,), generator=generator, device=generator.device)
+def _some(rows: Sequence[Tensor], n: int, generator: torch.Generator) -> list[Tensor]:
+    i = torch.randint(len(rows[0]), (n,), generator=generator, device=generator.device)
+    return [row[i.to(row.device)] for row in rows]
 
 
-def _choose(x: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    return x[_indices(n, len(x), generator).to(x.device)]
-
-
-def _check(x0: Tensor, x1: Tensor, sigma: float, generator: torch.Generator, iterations: int, times: Tensor | None,
-           paths: int) -> Tensor:
-    check.points("x0", x0)
-    check.points("x1", x1, dim=x0.shape[1], like=x0)
-    check.finite("sigma", check.positive("sigma", sigma))
-    check.generator("generator", generator)
-    check.count("iterations", iterations)
-    check.count("paths", paths)
-    times = solve.grid(symmetric_times(20) if times is None else times, x0, "times")
-    if times[0] != 0 or times[-1] != 1:
-        check.refuse("times", f"a grid from {times[0]:g} to {times[-1]:g}", "times from 0 to 1")
-    return times
+def _drawn(x: Source, n: int, generator: torch.Generator) -> Tensor:
+    return x(n, generator) if callable(x) else _some([x], n, generator)[0]

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
 from lib import bridge, fit
-from lib.bridge import Bridge, bridge_pairs, least_squares, network, reversal_pairs, simulate, symmetric_times
+from lib.bridge import Bridge, Cache, bridge_pairs, least_squares, network, reversal_pairs, simulate, symmetric_times
 from lib.nets import MLP
 from lib.transport import (
     CloudBridge,
@@ -155,7 +155,7 @@ def test_targets_are_the_noise_that_was_drawn(direction, generator):
     """Simulating from the same seed again gives the noise; times, steps and weights follow each state."""
     times = TIMES if direction == "forward" else TIMES.flip(0)
     x, seed = torch.randn(50, 3, generator=generator), generator.get_state()
-    pairs = reversal_pairs(pull, 0.8, x, times, generator)(None, generator)
+    pairs = reversal_pairs(pull, 0.8, x, times, generator)
     generator.set_state(seed)
     assert not pairs.target.requires_grad
     for k, rows in enumerate(range(0, 150, 50)):
@@ -172,7 +172,7 @@ def test_the_first_regression_is_denoising_score_matching(generator):
     """Each target is σ²∇log q(y | x) of the reference's transition, less the reference's drift."""
     decay = lambda t, x: -1.5 * x
     x = torch.randn(80, 2, generator=generator)
-    pairs = reversal_pairs(decay, 1.2, x, TIMES.flip(0), generator)(None, generator)
+    pairs = reversal_pairs(decay, 1.2, x, TIMES.flip(0), generator)
     for k, h in enumerate(TIMES.flip(0).diff().abs()):
         y = pairs.x[80 * k:80 * (k + 1)].clone().requires_grad_()
         transition = Normal(x + h * decay(0, x), 1.2 * h.sqrt())
@@ -182,14 +182,46 @@ def test_the_first_regression_is_denoising_score_matching(generator):
         x = y.detach()
 
 
-def test_draws_are_rows_of_the_cache(generator):
-    draw = reversal_pairs(pull, 0.8, torch.randn(5, 2, generator=generator), TIMES, generator)
-    everything, some = draw(None, generator), draw(400, generator)
+@pytest.mark.parametrize(("direction", "times"), [("forward", TIMES[:-1]), ("backward", TIMES[1:])])
+def test_batches_are_rows_of_the_cache(direction, times, generator):
+    """All of them, at the times of the drift that is fitted, until `refresh` puts others in their place."""
+    cache = Cache(direction, pull, torch.randn(5, 2, generator=generator), None, 0.8, TIMES, 5, False)
+    everything = cache.refresh(generator).pairs(generator)
+    some = cache.pairs(generator, 400)
     assert [len(v) for v in everything] == [15] * 4 and [len(v) for v in some] == [400] * 4
+    assert torch.equal(everything.t.unique(), times)
     rows = (some.x[:, None] == everything.x).all(-1)
     assert (rows.sum(1) == 1).all() and len(rows.double().argmax(1).unique()) == 15
     for a, b in zip(some, everything, strict=True):
         assert torch.equal(a, b[rows.double().argmax(1)])
+    others = cache.refresh(generator).pairs(generator)
+    assert torch.equal(others.t, everything.t) and not (others.x[:, None] == everything.x).all(-1).any()
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_joined_ends_are_those_of_the_paths_or_of_chance(direction, generator):
+    """A drift of 3 and hardly any noise part the ends by 3; without a drift, the goal's points come, each with any."""
+    start, goal = torch.arange(4.0)[:, None], 10 + torch.arange(3.0)[:, None]
+    cache = Cache(direction, lambda t, x: torch.full_like(x, 3.0), start, goal, 1e-9, TIMES, 50, True)
+    x0, x1 = cache.refresh(generator).rows
+    first, last = (x1, x0) if direction == "forward" else (x0, x1)
+    assert torch.allclose(last, first + 3) and len(first.unique()) == 4
+    cache = Cache(direction, None, start, goal, 1.0, TIMES, 600, True)
+    x0, x1 = cache.refresh(generator).rows
+    first, last = (x1, x0) if direction == "forward" else (x0, x1)
+    shares = torch.stack([((first == a) & (last == b)).double().mean() for a in start for b in goal])
+    assert torch.allclose(shares, torch.full((12,), 1 / 12), atol=STANDARD_ERRORS * math.sqrt(1 / 12 / 600))
+
+
+def test_ends_may_be_drawn_by_functions(generator):
+    """As many as are asked for, and with the points drawn from a table of them the same bits."""
+    x0, x1 = torch.randn(2, 30, 2, generator=generator)
+    drawn = lambda x: lambda n, generator: x[torch.randint(30, (n,), generator=generator)]
+    runs = [bridge.train_dsb(*ends, 1.0, generator=rng(4), iterations=2, times=TIMES, paths=40,
+                             regress=least_squares(affine(TIMES)))
+            for ends in ((x0, x1), (lambda n, g: drawn(x0)(n, g) if n > 1 else x0, lambda n, g: drawn(x1)(n, g)
+                                    if n > 1 else x1))]
+    assert torch.equal(*(run.sample(x0, "forward", rng(5)) for run in runs))
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
@@ -200,7 +232,7 @@ def test_bridge_targets_average_to_the_drift_of_the_bridge(direction, generator)
     joint = torch.cat([torch.cat([exact.S0, C], 1), torch.cat([C.T, exact.S1], 1)])
     both = torch.randn(n, 4, generator=generator) @ torch.linalg.cholesky(joint).T
     x0, x1 = both[:, :2] + exact.m0, both[:, 2:] + exact.m1
-    t, x, target, weight = bridge_pairs(x0, x1, 0.9, TIMES, direction)(None, generator)
+    t, x, target, weight = bridge_pairs(x0, x1, 0.9, TIMES, direction, generator)
     drift = exact.forward_drift if direction == "forward" else exact.backward_drift
     low, high = (0.0, 0.4) if direction == "forward" else (0.1, 1.0)
     assert low <= t.min() < low + 1e-3 and high - 1e-3 < t.max() <= high and (weight == 1).all()
@@ -309,9 +341,9 @@ def test_every_drift_sees_the_time_of_its_state(generator):
     """Constant drifts and hardly any noise: the state at t is known, in regression and in simulation alike."""
     seen, asked = [], []
 
-    def regress(draw, previous, generator, name):
-        seen.append((name, draw(None, generator)))
-        slope = 5.0 if "forward" in name else -2.0
+    def regress(cache, previous, generator, name):
+        seen.append((cache.direction, cache.pairs(generator)))
+        slope = 5.0 if cache.direction == "forward" else -2.0
 
         def drift(t, x):
             asked.append((slope, float(t), x.mean().item()))
@@ -322,7 +354,7 @@ def test_every_drift_sees_the_time_of_its_state(generator):
     zero = torch.zeros(4, 1)
     found = bridge.train_dsb(zero, zero, 1e-6, generator=generator, iterations=2, times=TIMES, paths=4,
                              reference=lambda t, x: torch.full_like(x, 3.0), regress=regress)
-    directions = [name.split()[-1] for name, _ in seen]
+    directions = [direction for direction, _ in seen]
     assert directions == ["forward", "backward"] * 2
     for (_, pairs), slope, direction in zip(seen, (3.0, 5.0, -2.0, 5.0), directions, strict=True):
         elapsed = 1 - pairs.t if direction == "forward" else pairs.t  # paths start at the other end

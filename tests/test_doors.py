@@ -164,8 +164,6 @@ DOORS: dict[str, tuple[Callable, dict[str, object]]] = {
     "bridge.train_dsb": (bridge.train_dsb, TRAINING),
     "bridge.train_dsbm": (bridge.train_dsbm, TRAINING | {"start": ("reference", "choice")}),
     "bridge.symmetric_times": (bridge.symmetric_times, {"steps": SIZE, "ratio": SCALE}),
-    "bridge.bridge_pairs": (lambda direction: bridge.bridge_pairs(cloud(3), cloud(3), 1.0, LINE, direction),
-                            {"direction": ("forward", "choice")}),
     "Bridge.sample": (WALK.sample, {"x": X, "direction": ("backward", "choice"), "generator": RANDOM}),
     "Bridge.log_likelihood": (WALK.log_likelihood, {"x": X, "base_log_p": lambda x: x[:, 0]}),
     "interpolant.Interpolant": (si.Interpolant, {"ends": (STRAIGHT, "choice")}),
@@ -232,8 +230,8 @@ DOORS |= {
     "bridge.Bridge.after": (bridge.train_dsb(cloud(3), cloud(3), 1.0, generator=rng(), iterations=1, paths=4,
                                              times=LINE, regress=bridge.least_squares(FIELD)).after, {"iteration": 1}),
     "bridge.Bridge.trajectory": (WALK.trajectory, {"x": X, "direction": ("forward", "choice"), "generator": RANDOM}),
-    "bridge.symmetric": (bridge.bridge_pairs, {
-        "x0": X, "x1": LIKE, "sigma": SCALE, "times": KNOTS, "direction": ("forward", "choice")}),
+    "bridge.bridge_pairs": (bridge.bridge_pairs, {
+        "x0": X, "x1": LIKE, "sigma": SCALE, "times": KNOTS, "direction": ("forward", "choice"), "generator": RANDOM}),
     "difference.class_shift": (sd.class_shift, {
         "y": cloud(3), "target": cloud(3), "target_label": LABEL, "source": cloud(3), "source_label": LABEL,
         "sigma": 1.0}),
@@ -319,6 +317,7 @@ INSIDE = {
     "markov.network.": "networks and their losses, whose parts have doors", "markov.oism.OISM": "made by fit_oism",
     "bridge.Bridge": "made by train_dsb", "bridge.network": "takes a function", "bridge.least_squares": "likewise",
     "bridge.reversal_pairs": "behind train_dsb", "bridge.simulate": "behind Bridge.trajectory",
+    "bridge.Cache": "made by train_dsb", "bridge.Cache.": "likewise",
     "bridge.Bridge.velocity": "of fields that anyone may give", "data.openml": "needs the network",
     "data.photographs": "no argument", "latents.": "weights and files", "judge.": "weights and files",
     "nets.": "made with MLP, or files", "fit.": "of a fraction that fit has made", "affine.Affine": "holds tensors",
