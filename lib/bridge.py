@@ -1,9 +1,8 @@
 r"""Schrödinger bridges between two clouds, learned by alternating regressions.
 
-Among all random motions from p_0 (t = 0) to p_1 (t = 1), the bridge is the one closest to a reference Q,
-dX = σ dW unless another is named:  P* = argmin {KL(P | Q) : P_0 = p_0, P_1 = p_1}.  It is a diffusion with a
-forward drift u_f (time running up from p_0) and a backward drift u_b (time running down from p_1), and for any
-diffusion with marginals p_t that runs forward with u_f and, reversed, backward with u_b,
+Among all random motions from p_0 (t = 0) to p_1 (t = 1), the bridge is the one closest to a reference Q, dX = σ dW
+unless another is named:  P* = argmin {KL(P | Q) : P_0 = p_0, P_1 = p_1}.  It is a diffusion; and for any diffusion
+with marginals p_t that runs forward with drift u_f and, reversed, backward with u_b (time running down from p_1),
 
     u_f + u_b = σ² ∇log p_t   (Nelson),         ½ (u_f − u_b) = velocity of the probability flow.
 
@@ -19,8 +18,8 @@ DSBM (Shi, De Bortoli, Campbell & Doucet 2023), iterative Markovian fitting.  Jo
 bridges, fit u_f to (x_1 − x_t)/(1 − t), simulate new pairs from p_0, fit u_b to (x_0 − x_t)/t, simulate new pairs
 from p_1, and repeat.  The reference enters at every fit; in DSB once, at the start, and fades.
 
-House → DSB's paper: t = 0 is the prior and t = 1 the data, so its forward drift is our u_b; σ² = 2T, and our
-drifts are T times theirs.  Every drift sees the time of the state it is given, whichever way we simulate.
+House → DSB's paper: t = 0 is the prior and t = 1 the data, so its forward drift is our u_b; σ² = 2T, and our drifts
+are T times theirs.  Every drift sees the time of the state it is given, whichever way we simulate.
 """
 import copy
 from collections.abc import Callable, Sequence
@@ -110,10 +109,12 @@ class Cache:
     times: Tensor  # (N + 1,) rising
     paths: int  # how many
     joined: bool  # bridge matching, of their ends; or mean matching, of their steps
-    rows: tuple[Tensor, ...] = ()  # what is kept, (M, …) each
+    rows: Sequence[Tensor] = ()  # what is kept, (M, …) each
+    age: int = 0  # how often `network` has refreshed it
 
     def refresh(self, generator: torch.Generator) -> Self:
         """Simulate again, from other starts."""
+        check.choice("direction", self.direction, DIRECTIONS)
         x, forward = _drawn(self.start, self.paths, generator), self.direction == "forward"
         times = self.times.flip(0) if forward else self.times
         if self.joined:
@@ -125,11 +126,19 @@ class Cache:
         return self
 
     def pairs(self, generator: torch.Generator, n: int | None = None) -> Pairs:
-        """One pass over all there is, or n pairs with replacement; joined ends are seen at fresh times."""
-        rows = self.rows if n is None else _some(self.rows, n, generator)
+        """One pass over all there is, or n pairs with replacement.
+
+        Joined ends are seen through Brownian bridges, at fresh times t, uniform up to the last knot at which the drift
+        is used: [0, t_{N−1}] forward, [t_1, 1] backward.
+        """
+        rows, forward = self.rows if n is None else _some(self.rows, n, generator), self.direction == "forward"
         if not self.joined:
             return Pairs(*rows)
-        return bridge_pairs(rows[0], rows[1], self.sigma, self.times, self.direction, generator)
+        x0, x1 = rows
+        low, high = (0.0, float(self.times[-2])) if forward else (float(self.times[1]), 1.0)
+        t, z = low + (high - low) * draws.uniform(x0[:, :1], generator), draws.normal(x0, generator)
+        x = (1 - t) * x0 + t * x1 + self.sigma * (t * (1 - t)).sqrt() * z
+        return Pairs(t[:, 0], x, (x1 - x) / (1 - t) if forward else (x0 - x) / t, torch.ones_like(t[:, 0]))
 
 
 def train_dsb(x0: Source, x1: Source, sigma: float, *, generator: torch.Generator, iterations: int = 5,
@@ -219,29 +228,12 @@ def reversal_pairs(drift: Field, sigma: float, x: Tensor, times: Tensor, generat
     return Pairs(t, path[1:].flatten(0, 1), target, weight)
 
 
-def bridge_pairs(x0: Tensor, x1: Tensor, sigma: float, times: Tensor, direction: str,
-                 generator: torch.Generator) -> Pairs:
-    """Bridge matching: regression of a drift on Brownian bridges between the pairs (x0, x1), each (M, D), one of each.
-
-    t is uniform up to the last knot at which the drift is used: [0, t_{N−1}] forward, [t_1, 1] backward.
-    """
-    check.alike("x0", check.points("x0", x0), check.points("x1", x1), "x1")
-    check.finite("sigma", check.positive("sigma", sigma))
-    times = solve.grid(times, x0, "times")
-    check.choice("direction", direction, DIRECTIONS)
-    forward = direction == "forward"
-    low, high = (0.0, float(times[-2])) if forward else (float(times[1]), 1.0)
-    t, z = low + (high - low) * draws.uniform(x0[:, :1], generator), draws.normal(x0, generator)
-    x = (1 - t) * x0 + t * x1 + sigma * (t * (1 - t)).sqrt() * z
-    return Pairs(t[:, 0], x, (x1 - x) / (1 - t) if forward else (x0 - x) / t, torch.ones_like(t[:, 0]))
-
-
 def network(make: Callable[..., nn.Module] | None = None, *, steps: int = 2000, batch: int = 256, lr: float = 1e-3,
-            ema: float | None = 0.999, clip: float | None = None, warm: bool = True) -> Regress:
+            ema: float | None = 0.999, clip: float | None = None, warm: bool = True, refresh: int = 0) -> Regress:
     """Fit a drift by `steps` steps of Adam on a network, made by make(dim, generator=…), default `MLP`.
 
-    A new optimiser for every fit; the averaged network comes back, frozen, and starts the next fit of the
-    same drift if `warm`.
+    A new optimiser for every fit; the averaged network comes back, frozen, and starts the next fit of the same drift
+    if `warm`.  The cache is simulated anew after every `refresh` steps; 0 keeps it.
     """
     make = make or (lambda dim, generator: MLP(dim, generator=generator, width=128, depth=2))
 
@@ -250,11 +242,18 @@ def network(make: Callable[..., nn.Module] | None = None, *, steps: int = 2000, 
         net = (copy.deepcopy(previous) if warm and isinstance(previous, nn.Module) else
                make(like.shape[1], generator=generator).to(like))
 
+        net.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # steps, which a checkpoint so remembers
+        seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device)) if refresh else 0
+
         def loss(net: nn.Module, generator: torch.Generator) -> Tensor:
+            if refresh and cache.age != (due := int(net.seen) // refresh):
+                cache.refresh(torch.Generator(generator.device).manual_seed(seed + due)).age = due
+            net.seen += net.training
             t, x, target, weight = cache.pairs(generator, batch)
             return (weight[:, None] * (net(t, x) - target).square()).mean()
 
         fitted = fit(net.requires_grad_(True), loss, steps, generator=generator, lr=lr, ema=ema, clip=clip, name=name)
+        del fitted.model.seen
         return fitted.model.requires_grad_(False), fitted.history["loss"]
 
     return regress

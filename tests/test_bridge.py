@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
 from lib import bridge, fit
-from lib.bridge import Bridge, Cache, bridge_pairs, least_squares, network, reversal_pairs, simulate, symmetric_times
+from lib.bridge import Bridge, Cache, least_squares, network, reversal_pairs, simulate, symmetric_times
 from lib.nets import MLP
 from lib.transport import (
     CloudBridge,
@@ -213,6 +213,27 @@ def test_joined_ends_are_those_of_the_paths_or_of_chance(direction, generator):
     assert torch.allclose(shares, torch.full((12,), 1 / 12), atol=STANDARD_ERRORS * math.sqrt(1 / 12 / 600))
 
 
+@pytest.mark.parametrize("train", [bridge.train_dsb, bridge.train_dsbm])
+def test_the_cache_is_simulated_anew_after_so_many_steps(train, generator, monkeypatch):
+    """Ten steps, anew after four: three caches for each fit, of other paths; without, one."""
+    made, refresh = [], Cache.refresh
+
+    def counted(cache, generator):
+        made.append(refresh(cache, generator).pairs(generator).x)
+        return cache
+
+    monkeypatch.setattr(Cache, "refresh", counted)
+    x0, x1 = torch.randn(2, 40, 2, generator=generator)
+    make = lambda dim, generator: MLP(dim, generator=generator, width=8, depth=1)
+    for anew, caches in ((4, 3), (0, 1)):
+        made.clear()
+        found = train(x0, x1, 1.0, generator=generator, iterations=2, paths=20,
+                      regress=network(make, steps=10, batch=8, refresh=anew))
+        assert len(made) == 4 * caches
+        assert not any(torch.equal(a, b) for a, b in itertools.combinations(made, 2))
+        assert not list(found.forward_drift.buffers(recurse=False))  # the count of steps is gone
+
+
 def test_ends_may_be_drawn_by_functions(generator):
     """As many as are asked for, and with the points drawn from a table of them the same bits."""
     x0, x1 = torch.randn(2, 30, 2, generator=generator)
@@ -232,7 +253,8 @@ def test_bridge_targets_average_to_the_drift_of_the_bridge(direction, generator)
     joint = torch.cat([torch.cat([exact.S0, C], 1), torch.cat([C.T, exact.S1], 1)])
     both = torch.randn(n, 4, generator=generator) @ torch.linalg.cholesky(joint).T
     x0, x1 = both[:, :2] + exact.m0, both[:, 2:] + exact.m1
-    t, x, target, weight = bridge_pairs(x0, x1, 0.9, TIMES, direction, generator)
+    cache = Cache(direction, None, x0, x1, 0.9, TIMES, n, joined=True, rows=(x0, x1))
+    t, x, target, weight = cache.pairs(generator)
     drift = exact.forward_drift if direction == "forward" else exact.backward_drift
     low, high = (0.0, 0.4) if direction == "forward" else (0.1, 1.0)
     assert low <= t.min() < low + 1e-3 and high - 1e-3 < t.max() <= high and (weight == 1).all()
@@ -416,21 +438,22 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, monkeypatch):
                     raise KeyboardInterrupt
             return super().forward(t, x)
 
-    def run(folder, left=None, train=bridge.train_dsb):
+    def run(folder, left=None, train=bridge.train_dsb, refresh=0):
         monkeypatch.setenv(fit.CHECKPOINTS, str(tmp_path / folder))
         clock.update(left=left, steps=0)
         generator = rng(3)
         x0, x1 = torch.randn(2, 40, 2, generator=generator)
         make = lambda dim, generator: Interrupted(dim, generator=generator, width=8, depth=1)
         found = train(x0, x1, 1.0, generator=generator, iterations=2, paths=20,
-                      regress=network(make, steps=10, batch=8))
+                      regress=network(make, steps=10, batch=8, refresh=refresh))
         return found, found.sample(x0, "forward", generator), clock["steps"]
 
-    for train in (bridge.train_dsb, bridge.train_dsbm):
-        whole, ends, steps = run(f"whole {train.__name__}", train=train)
+    for train, refresh in itertools.product((bridge.train_dsb, bridge.train_dsbm), (0, 3)):
+        name = f"{train.__name__} {refresh}"
+        whole, ends, steps = run(f"whole {name}", None, train, refresh)
         with pytest.raises(KeyboardInterrupt):
-            run(train.__name__, left=25, train=train)
-        resumed, again, repeated = run(train.__name__, train=train)
+            run(name, 25, train, refresh)
+        resumed, again, repeated = run(name, None, train, refresh)
         assert torch.equal(ends, again) and repeated < steps / 2
         for a, b in zip(whole.history, resumed.history, strict=True):
             assert torch.equal(a.forward_loss, b.forward_loss) and torch.equal(a.backward_loss, b.backward_loss)

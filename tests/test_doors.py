@@ -230,8 +230,6 @@ DOORS |= {
     "bridge.Bridge.after": (bridge.train_dsb(cloud(3), cloud(3), 1.0, generator=rng(), iterations=1, paths=4,
                                              times=LINE, regress=bridge.least_squares(FIELD)).after, {"iteration": 1}),
     "bridge.Bridge.trajectory": (WALK.trajectory, {"x": X, "direction": ("forward", "choice"), "generator": RANDOM}),
-    "bridge.bridge_pairs": (bridge.bridge_pairs, {
-        "x0": X, "x1": LIKE, "sigma": SCALE, "times": KNOTS, "direction": ("forward", "choice"), "generator": RANDOM}),
     "difference.class_shift": (sd.class_shift, {
         "y": cloud(3), "target": cloud(3), "target_label": LABEL, "source": cloud(3), "source_label": LABEL,
         "sigma": 1.0}),
