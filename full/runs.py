@@ -33,8 +33,8 @@ RUNS = {
     "01_kinetic_optimal_paths": Run(
         110, 20, tuple(f"01_kinetic_optimal_paths/{part}" for part in ("codes", "separation", "pixels"))),
     "02_stochastic_interpolants": Run(
-        75, 15, tuple(f"02_stochastic_interpolants/{part}" for part in ("cost", "diffusion", "pairs", "shorter",
-                                                                         "patches")), ("plane_steps",)),
+        150, 25, tuple(f"02_stochastic_interpolants/{part}" for part in (
+            "cost", "diffusion", "pixels", "bits", "pairs", "shorter", "patches")), ("plane_steps",)),
     "03_diffusion_schrodinger_bridge": Run(
         220, 75, ("03_diffusion_schrodinger_bridge/bridges",), ("steps", "iterations", "knots")),
     "04_operator_informed_scores": Run(
