@@ -15,13 +15,14 @@ from test_interpolant import Oracle
 from torch import Tensor
 from torch.testing import assert_close
 
-from lib import affine, kinetic, path, posterior, solve
+from lib import affine, difference, kinetic, path, posterior, solve
 from lib import interpolant as si
 from lib.kernels import gaussian_posterior
+from lib.metrics import energy_distance
 from lib.transport import sinkhorn
 
 FIGURES = {"0.html": ("time", "t"), "1.html": ("unrolled", "flat"), "2.html": ("from the curves", "flow"),
-           "3.html": ("time", "t")}  # what slides, its name
+           "3.html": ("time", "t"), "5.html": ("steps", "done")}  # what slides, its name
 SETTLED = "document.querySelector('.live').figure.settled"
 LIVE = Path(__file__).resolve().parent.parent / "docs" / "live"
 TOLERANCE = {"rtol": 1e-6, "atol": 1e-6}
@@ -647,3 +648,200 @@ def test_played_from_its_end_it_goes_back(figure: str, address: str, visitor: Vi
         tab.wait_for_function(SETTLED)
         tab.get_by_role("button", name="play").click()
         tab.wait_for_function("document.querySelector('.live').figure.index < 59")
+
+
+# --- figure 5 ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clouds(float64: None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Forty particles and sixty points of a target, away from the origin."""
+    return torch.randn(40, 2, generator=generator) + 2, 1.5 * torch.randn(60, 2, generator=generator) + 3
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.7, 5.0])
+def test_three_motions_are_one_pull_and_one_push(sigma: float, clouds: tuple[Tensor, Tensor]):
+    x, target = clouds
+    found = {name: torch.tensor(rows) for name, rows in asked("difference.js", """
+        return Object.fromEntries(Object.entries(it.MOTIONS).map(([name, motion]) => [name, given.x.map((_, k) => k % 2
+          ? null : [...it.shift(given.x[k], given.x[k + 1], given.target, given.x, given.sigma, motion,
+          new Float64Array(8))]).filter(Boolean)]));""", x=x, target=target, sigma=sigma).items()}
+    pull, push = (difference.kernel_denoiser(cloud)(x, sigma) for cloud in (target, x))
+    for rows in found.values():
+        assert_close(rows[:, 2:6], torch.cat([pull, push], 1), **TOLERANCE)
+    assert_close(found["both"][:, :2], difference.mean_shift(x, target, x, sigma), **TOLERANCE)
+    assert_close(found["both"][:, :2] / sigma**2, difference.score_difference(x, target, x, sigma), **TOLERANCE)
+    assert_close(found["pull"][:, :2], pull - x, **TOLERANCE)
+    at = x.clone().requires_grad_()
+    kernel = [torch.exp(-(at[:, None] - cloud).square().sum(-1) / (2 * sigma**2)).mean(1) for cloud in (target, x)]
+    (slope,) = torch.autograd.grad((kernel[0] - kernel[1]).sum(), at)
+    assert_close(found["mmd"][:, :2], sigma**2 * slope, **TOLERANCE)
+    assert_close(found["mmd"][:, 6:], torch.stack(kernel, 1).detach(), **TOLERANCE)
+
+
+def moved(x: Tensor, target: Tensor, sigmas: Tensor, crowd: int, generator: torch.Generator) -> Tensor:
+    """Particles in crowds, without noise, where the library takes them."""
+    return torch.cat([difference.transport_particles(one, target, sigmas, noisy=False, generator=generator)
+                      for one in x.split(crowd)])
+
+
+@pytest.mark.parametrize("crowd", [40, 10, 1])
+def test_crowds_go_where_the_library_takes_them(crowd: int, clouds: tuple[Tensor, Tensor], generator: torch.Generator):
+    x, target = clouds
+    sigmas, once, end = map(torch.tensor, asked("difference.js", """const sigmas = it.levels(3, 0.1, 30);
+        const run = new it.Crowds(Float64Array.from(given.x), given.target, it.MOTIONS.both, sigmas, given.crowd);
+        while (run.reach(30) < 30);
+        return [sigmas, run.states[1], run.states[30]];""", x=x, target=target, crowd=crowd))
+    assert_close(sigmas, difference.noise_levels(3.0, 0.1, 30), **TOLERANCE)
+    for found, steps in ((once, 1), (end, 30)):
+        assert_close(found.reshape(-1, 2), moved(x, target, sigmas[:steps], crowd, generator), **TOLERANCE)
+
+
+def test_a_crowd_of_one_is_pulled_alone(clouds: tuple[Tensor, Tensor]):
+    alone, pulled, pushed = map(torch.tensor, asked("difference.js", """
+        const x = Float64Array.from(given.x), sigmas = it.levels(2, 0.2, 20);
+        return [["both", 1], ["pull", 40], ["both", 40]].map(([name, crowd]) => {
+          const run = new it.Crowds(x, given.target, it.MOTIONS[name], sigmas, crowd);
+          while (run.reach(20) < 20);
+          return run.states[20];
+        });""", x=clouds[0], target=clouds[1]))
+    assert_close(alone, pulled, **TOLERANCE)
+    assert float((pushed - pulled).abs().max()) > 0.1
+
+
+def test_distances_are_unbiased_and_heaps_are_counted(clouds: tuple[Tensor, Tensor]):
+    x, target = clouds
+    found, counts = asked("difference.js", """return [it.energyDistance(given.x, given.target),
+        it.heaps([0, 0, 1, 1, 0.01, 0, 1, 1.02, 0, 0.5, 1, 1], 0.03)];""", x=x, target=target)
+    assert found == pytest.approx(energy_distance(x, target), rel=1e-6)
+    assert counts == [[0, 0, 2], [1, 1, 3], [0, 0.5, 1]]
+
+
+@pytest.mark.parametrize("sigma", [0.3, 3.0])
+def test_the_mmd_goes_as_far_as_it_can_without_passing_a_mean(sigma: float, clouds: tuple[Tensor, Tensor]):
+    x, target = clouds
+    found = torch.tensor(asked("difference.js", """
+        const run = new it.Crowds(Float64Array.from(given.x), given.target, it.MOTIONS.mmd, [given.sigma]);
+        run.reach(1);
+        return run.states[1];""", x=x, target=target, sigma=sigma)).reshape(-1, 2)
+    pull, push = (gaussian_posterior(x, cloud, sigma, backend="definition") for cloud in (target, x))
+    weight = torch.stack([pull.log_z, push.log_z]).exp()
+    a, b = (weight / weight.max())[:, :, None]
+    assert_close(found, x + a * (pull.mean - x) - b * (push.mean - x), **TOLERANCE)
+
+
+def pushed(tab: Page) -> dict[str, object]:
+    """What figure 5 has come to: its settings, the states of its motions, and the table that is shown."""
+    tab.wait_for_function(SETTLED)
+    painted(tab)
+    found = tab.evaluate("""(({ runs, index, sigmas, clouds, lens }) => ({ index, lens, sigmas: [...sigmas],
+        target: [...clouds[1]], states: Object.fromEntries(Object.entries(runs).map(([name, { states }]) =>
+        [name, [states[0], states[index]].map((state) => [...state])])) }))(
+        document.querySelector('.live').figure)""")
+    rows = [row.split("\t")[1:] for row in tab.locator(".live table").inner_text().splitlines()[1:]]
+    found["shown"] = {name: [float(cell.replace("−", "-")) for cell in row]
+                      for name, row in zip(found["states"], rows, strict=True)}
+    return found
+
+
+@pytest.mark.parametrize("to", ["eight", "moons"])
+def test_what_figure_5_shows_is_what_the_library_says(to: str, float64: None, generator: torch.Generator, address: str,
+                                                      visitor: Visit):
+    with visit(visitor, f"{address}5.html#to={to}&crowd=60&done=0.4") as (tab, heard):
+        tab.locator("canvas").hover(position={"x": 300, "y": 200})
+        found, told = pushed(tab), said(tab)
+        assert not heard
+    target, k = torch.tensor(found["target"]).reshape(-1, 2), found["index"]
+    for name, states in found["states"].items():
+        start, now = (torch.tensor(state).reshape(-1, 2) for state in states)
+        distance, variance, _ = found["shown"][name]
+        assert distance == pytest.approx(energy_distance(now, target), abs=6e-4)
+        assert variance == pytest.approx(float((now.var(0).sum() / target.var(0).sum() * 239 / 240)
+                                               * len(target) / (len(target) - 1)), abs=6e-3)
+        if name == "both":
+            assert_close(now, moved(start, target, torch.tensor(found["sigmas"][:k]), 60, generator), **TOLERANCE)
+            near = int((now - torch.tensor(found["lens"])).square().sum(1).argmin())
+            own = now.split(60)[near // 60]
+            v = difference.score_difference(now[near:near + 1], target, own, found["sigmas"][k])[0]
+            shares = [(-(now[near] - cloud).square().sum(1) / (2 * found["sigmas"][k] ** 2)).softmax(0)
+                      for cloud in (target, own)]
+            pull, push = (f"{1 / share.square().sum():.1f}" for share in shares)
+            assert f"Pulled by {pull} of {len(target)} points, pushed by {push} of 60" in told
+            assert f"itself {100 * shares[1][near % 60]:.0f} %" in told
+            assert "({:.3f}, {:.3f})".format(*v).replace("-", "−") in told
+
+
+def test_without_the_push_a_crowd_collapses_and_a_small_one_almost(address: str, visitor: Visit):
+    with visit(visitor, address + "5.html#done=1&from=noise&high=20&low=20") as (tab, heard):
+        whole = pushed(tab)["shown"]
+        assert whole["pull"][2] < 10 < 100 < whole["both"][2]
+        assert whole["both"][0] < 0 < whole["pull"][0]
+        tab.get_by_role("slider", name="crowd").focus()
+        tab.keyboard.press("Home")
+        one = pushed(tab)["shown"]
+        assert one["both"] == one["pull"] == whole["pull"]
+        tab.keyboard.press("ArrowRight")
+        two = pushed(tab)["shown"]
+        assert one["both"][2] < two["both"][2] < whole["both"][2]
+        assert "crowd=2" in tab.url
+        assert not heard
+
+
+def test_with_small_noise_a_far_start_finds_only_what_is_near(address: str, visitor: Visit):
+    with visit(visitor, address + "5.html#done=1") as (tab, heard):
+        falling = pushed(tab)["shown"]
+        tab.get_by_role("button", name="σ small").click()
+        small = pushed(tab)
+        assert len(set(small["sigmas"])) == 1
+        assert falling["both"][0] < 0 < 1 < small["shown"]["both"][0] < small["shown"]["mmd"][0]
+        assert falling["both"][1] > 0.9 > 0.1 > small["shown"]["both"][1]
+        tab.get_by_role("slider", name="first σ").focus()
+        tab.keyboard.press("ArrowLeft")  # below the last, which comes along
+        assert {"high=13", "low=13"} <= set(tab.url.partition("#")[2].split("&"))
+        assert not heard
+
+
+def test_a_motion_is_chosen_at_the_same_moment(address: str, visitor: Visit):
+    with visit(visitor, address + "5.html#done=0.3") as (tab, heard):
+        before, still = pushed(tab), picture(tab)
+        tab.get_by_role("button", name="MMD").click()
+        assert picture(tab) != still
+        assert pushed(tab) == before
+        tab.locator("canvas").hover(position={"x": 300, "y": 200})
+        assert "Pull weighs" in said(tab)
+        tab.get_by_role("button", name="pull alone").click()
+        tab.locator("canvas").hover(position={"x": 310, "y": 200})
+        assert "pushed by nobody" in said(tab)
+        assert {"motion=pull", "done=0.30"} <= set(tab.url.partition("#")[2].split("&"))
+        assert not heard
+
+
+def test_a_tap_looks_and_the_look_stays(address: str, visitor: Visit):
+    with visit(visitor, address + "5.html#done=0.5", width=380, has_touch=True) as (tab, heard):
+        tab.locator("canvas").tap(position={"x": 150, "y": 100})
+        assert "Pulled by" in said(tab)
+        assert not heard
+
+
+def test_start_and_target_are_drawn_and_the_address_keeps_them(address: str, visitor: Visit):
+    with visit(visitor, address + "5.html#done=1") as (tab, heard):
+        canvas = tab.locator("canvas")
+        tab.get_by_role("group", name="target").get_by_role("button", name="empty").click()
+        assert "Draw a target" in said(tab)
+        box = canvas.bounding_box()
+        tab.mouse.move(box["x"] + 500, box["y"] + 100)
+        tab.mouse.down()
+        tab.mouse.move(box["x"] + 600, box["y"] + 300, steps=12)
+        tab.mouse.up()
+        tab.get_by_role("group", name="start").get_by_role("button", name="empty").click()
+        assert "Draw a start" in said(tab)
+        canvas.click(position={"x": 150, "y": 120})
+        found, kept = pushed(tab), tab.url
+        assert len(found["target"]) > 10
+        assert found["shown"]["both"][0] < 0.05
+        assert not heard
+    with visit(visitor, kept) as (tab, _):
+        assert pushed(tab)["target"] == pytest.approx(found["target"], abs=0.004)
+        start = torch.tensor(pushed(tab)["states"]["both"][0]).reshape(-1, 2)
+        assert_close(start.mean(0), torch.tensor(found["states"]["both"][0]).reshape(-1, 2).mean(0), atol=0.01, rtol=0)
+        assert float(start.std(0).max()) < 0.2

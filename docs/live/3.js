@@ -1,6 +1,6 @@
 // The bridge: Sinkhorn's iterations between two clouds, the plan, and random paths of the Schrödinger bridge.
 
-import { CLOUDS, generator, normal } from "./clouds.js";
+import { blobs, CLOUDS, generator, normal } from "./clouds.js";
 import { nearest } from "./hands.js";
 import { address, choice, Figure, slider, still } from "./page.js";
 import { Sinkhorn } from "./sinkhorn.js";
@@ -16,14 +16,6 @@ function beside(points, count, centre) {
   const every = points.length / 2 / count;
   return Float64Array.from({ length: 2 * count }, (_, k) =>
     (k % 2 ? 1 : 0.55) * points[2 * Math.floor(Math.floor(k / 2) * every) + k % 2] + (k % 2 ? 0 : centre));
-}
-
-function blobs(count, around) {
-  const random = generator(6), jitter = normal(2 * count, random);
-  return jitter.map((value, k) => {
-    const angle = 2 * Math.PI * Math.floor(k / 2) / around;
-    return 0.12 * value + (around > 1 ? 1.2 * (k % 2 ? Math.sin(angle) : Math.cos(angle)) : 0);
-  });
 }
 
 const PAIRS = {

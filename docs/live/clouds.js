@@ -51,6 +51,15 @@ export const CLOUDS = {
   rings: () => along((k, u) => circle(u < 0.3 ? 0.4 : 1, 2 * Math.PI * (u < 0.3 ? u / 0.3 : (u - 0.3) / 0.7)), 300, 0.03, 3),
 };
 
+/** `count` points in so many small groups around the origin, or in one at it. */
+export function blobs(count, around, radius = 1.2) {
+  const random = generator(6), jitter = normal(2 * count, random);
+  return jitter.map((value, k) => {
+    const angle = 2 * Math.PI * Math.floor(k / 2) / around;
+    return 0.12 * value + (around > 1 ? radius * (k % 2 ? Math.sin(angle) : Math.cos(angle)) : 0);
+  });
+}
+
 /** A word as at most `count` points, from the letters as the browser paints them. */
 export function word(text, count = 480) {
   const canvas = document.createElement("canvas"), pen = canvas.getContext("2d", { willReadFrequently: true });

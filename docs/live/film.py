@@ -42,6 +42,8 @@ def main() -> None:
             frame(tab, 0).quantize(256).save(LIVE / "2.png", optimize=True)
         with visit(browser, address + "3.html#eps=14&t=0.4", width=960) as (tab, _):
             frame(tab, 24).quantize(128).save(LIVE / "3.png", optimize=True)
+        with visit(browser, address + "5.html#done=0.12", width=960) as (tab, _):
+            frame(tab, 12).quantize(256).save(LIVE / "5.png", optimize=True)
         with visit(browser, address + "0.html#data=word&word=data&t=0", width=760, scheme="dark") as (tab, _):
             frames = [frame(tab, k) for k in range(0, 151, 3)]
         times = [80] * (len(frames) - 1) + [2000]

@@ -12,14 +12,17 @@ export class Flow {
     Object.assign(this, { points, path, at, states: [start] });
   }
 
+  /** The places after the last ones. */
+  next() {
+    const { states, at } = this, next = states.at(-1).slice();
+    advance(next, this.points, this.path, at[states.length - 1], at[states.length]);
+    return next;
+  }
+
   /** Compute on towards index `k` for at most `budget` milliseconds; the index that is reached. */
   reach(k, budget = 12) {
-    const { states, at } = this, until = performance.now() + budget;
-    while (states.length <= k && performance.now() < until) {
-      const next = states.at(-1).slice();
-      advance(next, this.points, this.path, at[states.length - 1], at[states.length]);
-      states.push(next);
-    }
+    const { states } = this, until = performance.now() + budget;
+    while (states.length <= k && performance.now() < until) states.push(this.next());
     return Math.min(k, states.length - 1);
   }
 }

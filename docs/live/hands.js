@@ -27,7 +27,9 @@ export class Hands {
       this.see(place(event));
     });
     for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => this.release());
-    canvas.addEventListener("pointerleave", () => this.see(null));
+    canvas.addEventListener("pointerleave", ({ pointerType }) => { // a finger that is lifted leaves what it looked at
+      if (pointerType !== "touch") this.see(null);
+    });
     canvas.addEventListener("keydown", (event) => this.key(event));
   }
 

@@ -164,9 +164,9 @@ export class View {
   }
 
   /** The microscope: lines from (x, y) to the points that own it, as thick as their weights, and to their mean. */
-  lens(x, y, points, weights, mean) {
+  lens(x, y, points, weights, mean, tint) {
     const { pen, colours } = this, [px, py] = this.toScreen(x, y), top = weights.reduce((a, b) => Math.max(a, b), 0);
-    pen.strokeStyle = pen.fillStyle = colours.lens;
+    pen.strokeStyle = pen.fillStyle = tint ?? colours.lens;
     for (let j = 0; j < weights.length; j++) {
       if (weights[j] < 0.004 && weights[j] < top) continue;
       const [qx, qy] = this.toScreen(points[2 * j], points[2 * j + 1]), share = Math.sqrt(weights[j]);
@@ -188,7 +188,7 @@ export class View {
     pen.stroke();
     const [mx, my] = this.toScreen(...mean);
     pen.strokeStyle = colours.ring;
-    pen.fillStyle = colours.ink;
+    pen.fillStyle = tint ?? colours.ink;
     pen.beginPath();
     [[0, -7], [7, 0], [0, 7], [-7, 0]].forEach(([dx, dy]) => pen.lineTo(mx + dx, my + dy));
     pen.closePath();
