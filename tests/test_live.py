@@ -18,6 +18,13 @@ from torch.testing import assert_close
 from lib import affine, difference, kinetic, path, posterior, solve
 from lib import interpolant as si
 from lib.kernels import gaussian_posterior
+from lib.markov import OISM, OrnsteinUhlenbeck, fit_oism
+from lib.transport import sinkhorn
+
+FIGURES = {"0.html": ("time", "t"), "1.html": ("unrolled", "flat"), "2.html": ("from the curves", "flow"),
+           "3.html": ("time", "t"), "4.html": ("time", "t")}  # what slides, its name
+
+
 from lib.metrics import energy_distance
 from lib.transport import sinkhorn
 
@@ -648,6 +655,185 @@ def test_played_from_its_end_it_goes_back(figure: str, address: str, visitor: Vi
         tab.wait_for_function(SETTLED)
         tab.get_by_role("button", name="play").click()
         tab.wait_for_function("document.querySelector('.live').figure.index < 59")
+
+
+# --- figure 4 ---------------------------------------------------------------------------------------------
+
+LINE = OrnsteinUhlenbeck(1)
+
+
+def on_a_line(places: Tensor) -> Tensor:
+    """Places (n, 1) as the figures keep them, (n, 2)."""
+    return torch.nn.functional.pad(places, (0, 1))
+
+
+def density_of(fit: OISM, tau: float, x: Tensor) -> Tensor:
+    """The density whose score it is at places x (n, 1), by the trapezoid rule on a fine grid."""
+    grid = torch.linspace(-8, 8, 64_001)
+    score, step = fit.score(tau, grid[:, None])[:, 0], grid[1] - grid[0]
+    log_p = torch.cat([torch.zeros(1), ((score[1:] + score[:-1]) / 2).cumsum(0) * step])
+    log_p = log_p - torch.logsumexp(log_p, 0) - step.log()
+    at = ((x[:, 0] + 8) / step).round().long()
+    assert_close(grid[at], x[:, 0], rtol=0, atol=1e-9)  # on the grid, where nothing need be interpolated
+    return log_p[at].exp()
+
+
+@pytest.mark.parametrize("n", [2, 7, 60])
+def test_moments_are_those_of_the_library(n: int, generator: torch.Generator, float64: None):
+    y = torch.randn(n, 1, generator=generator)
+    found = torch.tensor(asked("operator.js", "return it.averages(given.y, 26);", y=on_a_line(y)))
+    assert_close(found, LINE.eigenfunctions(y, torch.arange(27)[:, None]).mean(0), **TOLERANCE)
+    assert_close(found, fit_oism(y, LINE, 13).moments[0], **TOLERANCE)
+
+
+@pytest.mark.parametrize("shrinkage", [1e-4, 0.2])
+@pytest.mark.parametrize("t", [0.4, 0.9, 0.98])
+@pytest.mark.parametrize("n", [4, 60])
+def test_scores_of_every_order_are_those_of_the_library(n: int, t: float, shrinkage: float, generator: torch.Generator,
+                                                       float64: None):
+    y, x, tau = torch.randn(n, 1, generator=generator), torch.linspace(-4, 4, 33)[:, None], -np.log(t)
+    betas, scores = asked("operator.js", """
+        const fits = new it.Scores(given.y, 14, given.t, given.shrinkage), scores = new Float64Array(14);
+        return [fits.betas.map((beta) => [...beta]), given.x.map((x) => {
+          fits.at(x, scores, new Float64Array(14));
+          return [...scores];
+        })];""", y=on_a_line(y), x=x, t=t, shrinkage=shrinkage)
+    for order in range(1, 15):
+        fit = fit_oism(y, LINE, order, shrinkage=shrinkage)
+        alpha = torch.tensor(betas[order - 1]) / torch.arange(1, order + 1).sqrt()
+        assert_close(alpha, fit.coefficients(tau), rtol=1e-6, atol=1e-6 * float(fit.coefficients(tau).abs().max()))
+        assert_close(torch.tensor(scores)[:, order - 1], fit.score(tau, x)[:, 0], **TOLERANCE)
+
+
+def test_a_score_is_the_slope_of_its_density_even_in_the_tails(generator: torch.Generator, float64: None):
+    y, x, h = torch.randn(9, 1, generator=generator), torch.linspace(-6, 6, 24), 1e-5
+    rows = torch.tensor(asked("operator.js", """const fits = new it.Scores(given.y, 14, 0.8, 1e-4);
+        return given.x.map((x) => [x, x + given.h, x - given.h].map((place) => {
+          const scores = new Float64Array(14), logs = new Float64Array(14);
+          fits.at(place, scores, logs);
+          return place === x ? [...scores] : Array.from(logs, (log) => log - place * place / 2);
+        }));""", y=on_a_line(y), x=x, h=h))
+    assert_close(rows[:, 0], (rows[:, 1] - rows[:, 2]) / (2 * h), rtol=1e-5, atol=1e-5)
+
+
+def dialled(tab: Page) -> dict[str, object]:
+    """What figure 4 has come to, in a tenth of the rows of its grid."""
+    return painted(tab).evaluate("""(() => {
+        const { figure } = document.querySelector('.live'), { points, order, index, notch, far, gap, lens } = figure;
+        const numbers = ({ density, score }) => [density, score];
+        const rows = figure.rows.filter((_, k) => k % 10 === 0);
+        return { points: [...points].filter((_, k) => k % 2 === 0), order, index, notch, far, gap, lens,
+          truth: figure.truth, x: rows.map(({ x }) => x), memory: rows.map(({ memory }) => numbers(memory)),
+          dialled: rows.map((row) => numbers(figure.dialled(row))),
+          right: figure.truth && rows.map(({ truth }) => numbers(truth)) };
+    })()""")
+
+
+@pytest.mark.parametrize("where", ["data=humps&order=5&t=0.95", "data=outlier&order=8&shrink=10&t=0.6", "data=five&t=0.9"])
+def test_what_figure_4_shows_is_what_the_library_says(where: str, float64: None, address: str, visitor: Visit):
+    with visit(visitor, f"{address}4.html#{where}") as (tab, heard):
+        still = tab.locator(".live-row").first.inner_text()
+        tab.locator("canvas").first.hover(position={"x": 120, "y": 150})
+        found, told = dialled(tab), said(tab)
+        assert not heard
+    y, x, t = torch.tensor(found["points"])[:, None], torch.tensor(found["x"])[:, None], found["index"] / 100
+    tau, order, shrinkage = -np.log(t), found["order"], 1e-4 * 5000 ** (found["notch"] / 40)
+    fit, place = fit_oism(y, LINE, order, shrinkage=shrinkage), torch.tensor(found["lens"][:1])[:, None]
+    assert_close(torch.tensor(found["dialled"]), torch.stack([density_of(fit, tau, x), fit.score(tau, x)[:, 0]], 1),
+                 rtol=1e-6, atol=2e-6)
+
+    def memory(x: Tensor) -> Tensor:
+        """Density and score, (n, 2)."""
+        return torch.stack([LINE.transition(tau, y, x[:, None]).exp().mean(1), LINE.kernel_score(y, tau, x)[:, 0]], 1)
+
+    assert_close(torch.tensor(found["memory"]), memory(x), **TOLERANCE)
+    grid = torch.linspace(-6.4, 6.4, 20_001)[:, None]
+    density, score = memory(grid).T
+    off = (density * (fit.score(tau, grid)[:, 0] - score).square()).sum() / (density * score.square()).sum()
+    assert found["far"]["memory"][order - 1] == pytest.approx(float(off), rel=1e-3)  # the grid that is shown is coarse
+    assert f"{fit.score(tau, place).item():.2f}".replace("-", "−") in told
+    assert f"{memory(place)[0, 1].item():.2f}, density {memory(place)[0, 0].item():.3f}".replace("-", "−") in told
+    assert ("truth" in still) == (found["truth"] is not None) == ("truth" in told)
+    if found["truth"]:
+        law = torch.distributions.Normal(t * torch.tensor(found["truth"]), (0.09 * t**2 + 1 - t**2) ** 0.5)
+        at = x.clone().requires_grad_()
+        log_p = law.log_prob(at).logsumexp(1) - np.log(len(found["truth"]))
+        (slope,) = torch.autograd.grad(log_p.sum(), at)
+        assert_close(torch.tensor(found["right"]), torch.cat([log_p.exp()[:, None], slope], 1).detach(), **TOLERANCE)
+
+
+def test_the_dial_bends_the_score_and_more_moments_come_into_use(address: str, visitor: Visit):
+    with visit(visitor, address + "4.html#data=humps&order=2&t=0.95") as (tab, heard):
+        line, far = dialled(tab)["dialled"], dialled(tab)["far"]["memory"]
+        before, told = picture(tab), said(tab)
+        bars = tab.locator("canvas").nth(1)
+        unused = bars.evaluate("canvas => canvas.toDataURL()")
+        assert "From 2 moments of 30 points" in told
+        bends = [a - 2 * b + c for (_, a), (_, b), (_, c) in zip(line, line[1:], line[2:], strict=False)]
+        assert max(map(abs, bends)) < 1e-5  # a Gaussian's score, but for the shrinkage
+        tab.get_by_role("slider", name="order").focus()
+        for _ in range(6):
+            tab.keyboard.press("ArrowRight")
+        after = dialled(tab)
+        assert (after["order"], after["far"]["memory"]) == (8, far)
+        assert far[7] < far[3] < far[1] / 2
+        assert after["dialled"] != line
+        assert picture(tab) != before
+        assert bars.evaluate("canvas => canvas.toDataURL()") != unused
+        assert "From 14 moments" in said(tab)
+        assert "order=8" in tab.url
+        tab.get_by_role("slider", name="shrinkage").focus()
+        tab.keyboard.press("End")
+        shrunk = dialled(tab)
+        assert shrunk["far"]["memory"][7] > far[7]
+        assert "shrink=40" in tab.url
+        assert not heard
+
+
+def test_points_on_the_line_are_set_dragged_taken_and_kept(address: str, visitor: Visit):
+    with visit(visitor, address + "4.html#data=five&t=0.9&order=4") as (tab, heard):
+        x, y = tab.evaluate("""((figure) => {
+            const box = figure.canvas.getBoundingClientRect(), [px, py] = figure.view.toScreen(1, 0);
+            return [box.left + px, box.top + py];
+        })(document.querySelector('.live').figure)""")
+        before = dialled(tab)
+        tab.mouse.move(x, y)
+        tab.mouse.down()
+        tab.mouse.move(x + 30, y + 20, steps=4)
+        tab.mouse.up()
+        moved = dialled(tab)
+        assert [a == b for a, b in zip(moved["points"], before["points"], strict=True)] == [True, True, True, False, True]
+        assert moved["points"][3] > 1.2
+        assert moved["dialled"] != before["dialled"]
+        tab.mouse.click(x - 80, y - 60)
+        assert len(dialled(tab)["points"]) == 6
+        kept, whole = tab.url, dialled(tab)
+        tab.locator("canvas").first.focus()
+        for _ in range(5):
+            tab.keyboard.press("Delete")
+        assert len(dialled(tab)["points"]) == 1  # one point under noise is a Gaussian
+        tab.keyboard.press("Delete")
+        assert said(tab) == "Click to set a point."
+        tab.keyboard.press("Enter")
+        assert len(dialled(tab)["points"]) == 1
+        assert not heard
+    with visit(visitor, kept) as (tab, _):
+        again = dialled(tab)
+        assert again["points"] == pytest.approx(whole["points"], abs=0.004)
+        assert again["truth"] is None
+
+
+def test_fresh_points_move_memory_and_not_the_truth(address: str, visitor: Visit):
+    with visit(visitor, address + "4.html#data=three&t=0.9") as (tab, heard):
+        before = dialled(tab)
+        tab.get_by_role("button", name="fresh points").click()
+        after = dialled(tab)
+        assert after["right"] == before["right"]
+        assert after["memory"] != before["memory"]
+        kept = tab.url
+        assert not heard
+    with visit(visitor, kept) as (tab, _):
+        assert dialled(tab)["points"] == after["points"]  # the same draw
 
 
 # --- figure 5 ---------------------------------------------------------------------------------------------

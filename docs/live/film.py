@@ -42,6 +42,10 @@ def main() -> None:
             frame(tab, 0).quantize(256).save(LIVE / "2.png", optimize=True)
         with visit(browser, address + "3.html#eps=14&t=0.4", width=960) as (tab, _):
             frame(tab, 24).quantize(128).save(LIVE / "3.png", optimize=True)
+        with visit(browser, address + "4.html#t=0.95&order=8", width=960) as (tab, _):
+            frame(tab, 95)
+            Image.open(io.BytesIO(tab.locator(".live-stage").screenshot())).convert("RGB").quantize(128).save(
+                LIVE / "4.png", optimize=True)
         with visit(browser, address + "5.html#done=0.12", width=960) as (tab, _):
             frame(tab, 12).quantize(256).save(LIVE / "5.png", optimize=True)
         with visit(browser, address + "0.html#data=word&word=data&t=0", width=760, scheme="dark") as (tab, _):
