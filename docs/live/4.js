@@ -17,7 +17,7 @@ const TRUTHS = { humps: [-1.1, -1.1, 0.1, 0.6, 1.1], three: [-1.6, 0, 1.6], bell
 const STROKES = { memory: [1.6], truth: [2.4, [6, 5]], order: [3] };
 const SETS = { ...TRUTHS, outlier: TRUTHS.humps };
 const COUNTS = { humps: 30, three: 24, bell: 20, outlier: 30 };
-const PRESETS = { humps: "humps", three: "three", bell: "bell", outlier: "outlier", five: "five", own: "your own" };
+const PRESETS = { humps: "humps", three: "three", bell: "bell", outlier: "outlier", five: "five", own: "own" };
 const TOLD = "Points on a line, and under noise of time τ their density, above, and its score, below. Orange is what "
   + "the moments say up to the order of the dial: order 2 a straight line, higher orders bend, until they follow every "
   + "point as blue does, which remembers them all; green dashes are the truth the points come from. Keys: arrows move "
@@ -316,7 +316,7 @@ class Dial extends Figure {
       return `At x = ${signed(x)}: order ${order} has score ${say(this.dialled(here))}; memory ${say(here.memory)}`
         + `${truth ? `; truth ${say(here.truth)}` : ""}.`;
     }
-    const start = `From ${used} moment${used > 1 ? "s" : ""} of ${count} point${count > 1 ? "s" : ""}, for every τ.`;
+    const start = `From ${used} moment${used > 1 ? "s" : ""} of ${count} point${count > 1 ? "s" : ""}, the same for every τ.`;
     if (order === 1) return `${start} Order 1 knows the mean alone.`;
     if (order === 2) return `${start} Order 2 is the Gaussian: its score is a straight line.`;
     return `${start} ${truth ? `Nearest to the truth now is order ${1 + far.truth.indexOf(Math.min(...far.truth))}.`
