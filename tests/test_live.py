@@ -19,17 +19,11 @@ from lib import affine, difference, kinetic, path, posterior, solve
 from lib import interpolant as si
 from lib.kernels import gaussian_posterior
 from lib.markov import OISM, OrnsteinUhlenbeck, fit_oism
-from lib.transport import sinkhorn
-
-FIGURES = {"0.html": ("time", "t"), "1.html": ("unrolled", "flat"), "2.html": ("from the curves", "flow"),
-           "3.html": ("time", "t"), "4.html": ("time", "t")}  # what slides, its name
-
-
 from lib.metrics import energy_distance
 from lib.transport import sinkhorn
 
 FIGURES = {"0.html": ("time", "t"), "1.html": ("unrolled", "flat"), "2.html": ("from the curves", "flow"),
-           "3.html": ("time", "t"), "5.html": ("steps", "done")}  # what slides, its name
+           "3.html": ("time", "t"), "4.html": ("time", "t"), "5.html": ("steps", "done")}  # what slides, its name
 SETTLED = "document.querySelector('.live').figure.settled"
 LIVE = Path(__file__).resolve().parent.parent / "docs" / "live"
 TOLERANCE = {"rtol": 1e-6, "atol": 1e-6}
