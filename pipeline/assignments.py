@@ -89,10 +89,14 @@ def text(source: str, statements: list[ast.stmt]) -> str:
 
 
 def solved(source: str, statements: list[ast.stmt], name: str) -> str:
-    """The solution under the name that the exercise asks for: what its check is given, and what that needs."""
+    """The solution under the name that the exercise asks for: what its check is given, and what that needs.
+
+    Where the check is given what a function without arguments returns, that function is asked for.
+    """
     position = next(position for position, one in enumerate(statements) if called(one))
     *needs, call = needed(statements[position], statements[:position])
-    return f"{text(source, needs)}\n\n\n{name} = {judged(call)}"
+    function = name.removesuffix("()")
+    return f"{text(source, needs)}\n\n\n{function} = {'lambda: ' * (function != name)}{judged(call)}"
 
 
 def judged(call: Any) -> str:

@@ -83,7 +83,7 @@ def secrets() -> set[str]:
     answers = re.findall(r"<summary>Answer</summary>(.*?)</details>", told, re.DOTALL)
     hidden = [line.strip() for cell in cells if tagged(cell, "solution") for line in cell.source.splitlines()]
     lines = {line for line in hidden if len(line) > 24 and line not in told}
-    return lines | {line for answer in answers for line in answer.strip().splitlines()}
+    return lines | {line for answer in answers for line in answer.splitlines() if line.strip()}
 
 
 def test_no_solution_reaches_a_student(made: Path):
