@@ -4,7 +4,8 @@
 
 `cost` trains one network on tables of known density by the interpolant's loss and by maximum likelihood through an ODE
 solver, and follows the held-out KL by processor time.  `diffusion` compares interpolant and diffusion, flow and noise,
-among the codes of MNIST.  `pairs` carries moons to eight Gaussians, and digits to the next digit.
+among the codes of MNIST, `pixels` once at 14 × 14 pixels.  `bits` is the likelihood of MNIST at 28 × 28 pixels.
+`pairs` carries moons to eight Gaussians, and digits to the next digit.
 `shorter` plays the max–min game on the checkerboard.  `patches` is density estimation on photographs.  Each writes
 PART.json under full/results/02_stochastic_interpolants/, which the chapter reads.
 """
