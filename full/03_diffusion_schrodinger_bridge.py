@@ -47,7 +47,7 @@ def rng(seed: int) -> torch.Generator:
 
 
 def network(make: Callable, options: argparse.Namespace, **settings: object) -> bridge.Regress:
-    """Regressions whose cache is simulated anew five times."""
+    """Regressions whose cache is simulated anew five times, where nothing else is said."""
     settings = {"steps": options.steps, "batch": options.batch, "refresh": max(1, options.steps // 6)} | settings
     return bridge.network(make, **settings)
 
@@ -237,9 +237,9 @@ class AffinePlus(nn.Module):
 
 def solved(cache: Cache, net: AffinePlus, generator: torch.Generator, sweeps: int) -> None:
     """The best table beside the network, by least squares over `sweeps` caches."""
-    gram, right = 0.0, 0.0
-    for sweep in range(sweeps):
-        t, x, target, weight = (cache if sweep == 0 else cache.refresh(generator)).pairs(generator)
+    gram, right, passes = 0.0, 0.0, len(cache.times) - 1 if cache.joined else 1  # joined ends give one row a pass
+    for k in range(sweeps * passes):
+        t, x, target, weight = (cache.refresh(generator) if k and k % passes == 0 else cache).pairs(generator)
         phi = affine_features(t, x).double() * weight.double().sqrt()[:, None]
         with torch.no_grad():
             rest = (target - net.network(t, x)).double() * weight.double().sqrt()[:, None]
@@ -260,7 +260,8 @@ def affine_first(options: argparse.Namespace) -> bridge.Regress:
             net.load_state_dict(previous.state_dict())
         solved(cache, net, generator, SWEEPS)
         lr = 1e-3 / (1 + next(done) // 2)
-        return network(lambda dim, generator: net, options, lr=lr, warm=False)(cache, None, generator, name)
+        train = network(lambda dim, generator: net, options, lr=lr, warm=False, refresh=max(1, options.steps // 3))
+        return train(cache, None, generator, name)
 
     return regress
 
@@ -293,7 +294,7 @@ def gauss(task: tuple[str, int, int], options: argparse.Namespace) -> dict:
         models = [Bridge(*(lambda t, x, u=u: u(t.double(), x.double()).float()
                            for u in (exact.forward_drift, exact.backward_drift)), 1.0, even)]
     else:
-        models = train(*draw, 1.0, generator=g, iterations=options.iterations, times=even, paths=4000,
+        models = train(*draw, 1.0, generator=g, iterations=options.iterations, times=even, paths=2000,
                        regress=affine_first(options), name=str(task), **settings).history
     found, fresh = [], rng(1000 + seed)
     for model in models:
