@@ -6,7 +6,7 @@
 `sinkhorn` compares the learned drift of each iterate with that of Sinkhorn's.  `gaussian` is the table of Shi et al.
 (2023) in 5, 20 and 50 dimensions, `plane` theirs of W₂ in two.  `images` generates codes of MNIST in twelve steps, and
 carries 0–4 to 5–9 and back.  `arrival` follows the ends' distance over the iterations, and looks for what spoils it.
-Each writes PART.json under full/results/03_diffusion_schrodinger_bridge/.
+Each writes PART.json under full/results/03_diffusion_schrodinger_bridge/, `images` its pictures beside.
 """
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import common
+import matplotlib.pyplot as plt
 import torch
 from sklearn import datasets
 from torch import Tensor, nn
@@ -381,6 +382,12 @@ def seen(w: Tensor) -> judge.View:
     return judge.view(latents.load().decode(w))
 
 
+def sheet(codes: Sequence[Tensor], columns: int) -> Tensor:
+    """Pictures of the first few of each (B, 32): a row for each, (28 rows, 28 columns)."""
+    x = latents.load().decode(torch.cat([w[:columns] for w in codes]))
+    return x.reshape(len(codes), columns, 28, 28).permute(0, 2, 1, 3).reshape(28 * len(codes), 28 * columns)
+
+
 def written(task: tuple[str, int], options: argparse.Namespace) -> dict:
     """Fréchet distances of codes generated from noise: DSB by iteration, or one long fit of its first half."""
     kind, seed = task
@@ -400,7 +407,8 @@ def written(task: tuple[str, int], options: argparse.Namespace) -> dict:
         cache = Cache("forward", drift, parts.train.x, noise, sigma, times, 2000, joined=False).refresh(g)
         drifts = [regress(cache, None, g, str(task))[0]]
     ends = [walked(one, sigma, start, times, rng(2000 + seed)) for one in drifts]
-    return {"seed": seed, "Fréchet": [round(float(metrics.frechet_distance(seen(w).features, real)), 3) for w in ends]}
+    return {"seed": seed, "Fréchet": [round(float(metrics.frechet_distance(seen(w).features, real)), 3) for w in ends],
+            "pictures": sheet(ends, 14)}
 
 
 def halves(label: Tensor) -> Tensor:
@@ -443,14 +451,15 @@ def carried(task: tuple[str, int], options: argparse.Namespace) -> dict:
                   name=str(task))
     rows = []
     for one in model.history:
-        row = {}
+        row, ends = {}, []
         for way, start, goal in (("forward", *both[2:]), ("backward", *both[:1:-1])):
             end = one.sample(start, way, rng(1000 + seed))
             right = halves(seen(end).label) == (way == "forward")
+            ends.append(sheet([start, end], 10))
             row[way] = {"arrived": round(float(right.double().mean()), 4), "kept": round(kept(start, end), 4),
                         "end": far(end[:3000], goal[:3000])}
         rows.append(row)
-    return {"seed": seed, "iterations": rows}
+    return {"seed": seed, "iterations": rows, "pictures": torch.cat(ends)}
 
 
 def images(options: argparse.Namespace) -> dict:
@@ -464,6 +473,13 @@ def images(options: argparse.Namespace) -> dict:
     right = [round(float((halves(seen(x).label) == high).double().mean()), 4)
              for x, high in ((both.low_test, False), (both.high_test, True))]
     floor = metrics.frechet_distance(seen(parts.train.x[:SAMPLES]).features, real)
+    one, other = (runs[0]["pictures"].split(28) for runs in ways.values())  # each: starts, ends, and on the way back
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name, picture in (("generated", torch.cat([runs[0]["pictures"] for runs in found.values()])),
+                          ("carried", torch.cat([*one[:2], other[1], *one[2:], other[3]]))):
+        plt.imsave(options.out / f"{name}.png", 1 - picture, cmap="gray", vmin=0, vmax=1, metadata={"Software": None})
+    for run in itertools.chain(*found.values(), *ways.values()):
+        del run["pictures"]
     return {"what": "codes of MNIST: Fréchet distance (judge) by iteration, 12 steps; 0–4 to 5–9 and back, 30 steps",
             "floor": round(float(floor), 3), "generated": found, "carried": ways,
             "judge right on held-out codes": right,
