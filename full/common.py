@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from lib import judge, path
@@ -87,6 +88,12 @@ def save(file: Path, result: dict[str, object]) -> None:
     print(f"wrote {file.parent.name}/{file.name}", flush=True)
 
 
+def one_thread() -> None:
+    """Of torch, numpy and scikit-learn: on few cores the threads of processes side by side wait for one another."""
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+
+
 def side_by_side(run: Callable[[Any, argparse.Namespace], dict], tasks: Sequence[tuple],
                  given: argparse.Namespace) -> dict[Any, list[dict]]:
     """run(task, options) of all tasks, under each task's first entry in their order.
@@ -94,7 +101,7 @@ def side_by_side(run: Callable[[Any, argparse.Namespace], dict], tasks: Sequence
     `jobs` at a time, a thread each: on two cores a quarter faster than in turn.
     """
     found: dict[Any, list[dict]] = {task[0]: [] for task in tasks}
-    with ProcessPoolExecutor(given.jobs, get_context("fork"), torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(given.jobs, get_context("fork"), one_thread) as pool:
         jobs = [pool.submit(run, task, given) for task in tasks]
         for task, job in zip(tasks, progress(jobs, desc=run.__name__), strict=True):
             found[task[0]].append(job.result())
