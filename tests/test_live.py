@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from axe_playwright_python.sync_playwright import Axe
 from browser import Page, Visit, served, visit
 from test_interpolant import Oracle
 from torch import Tensor
@@ -23,7 +24,8 @@ from lib.metrics import energy_distance
 from lib.transport import sinkhorn
 
 FIGURES = {"0.html": ("time", "t"), "1.html": ("unrolled", "flat"), "2.html": ("from the curves", "flow"),
-           "3.html": ("time", "t"), "4.html": ("time", "t"), "5.html": ("steps", "done")}  # what slides, its name
+           "3.html": ("time", "t"), "4.html": ("time", "t"), "5.html": ("steps", "done"),
+           "bugs.html": ("time", "t")}  # what slides, its name
 SETTLED = "document.querySelector('.live').figure.settled"
 LIVE = Path(__file__).resolve().parent.parent / "docs" / "live"
 TOLERANCE = {"rtol": 1e-6, "atol": 1e-6}
@@ -1027,3 +1029,136 @@ def test_start_and_target_are_drawn_and_the_address_keeps_them(address: str, vis
         start = torch.tensor(pushed(tab)["states"]["both"][0]).reshape(-1, 2)
         assert_close(start.mean(0), torch.tensor(found["states"]["both"][0]).reshape(-1, 2).mean(0), atol=0.01, rtol=0)
         assert float(start.std(0).max()) < 0.2
+
+
+# --- the sandbox of bugs ----------------------------------------------------------------------------------
+
+WHOLE = ("straight", "trigonometric")
+BREAKS = {  # what each bug breaks, the first first; all else holds
+    "none": "", "sign": "score nelson", "swap": "velocity divergence continuity likelihood", "root": "nelson",
+    "half": "density tweedie score divergence nelson likelihood",
+    "scale": "tweedie score divergence continuity nelson likelihood", "divergence": "divergence likelihood",
+    "clock": "velocity continuity end", "first": "weights tweedie score velocity divergence continuity nelson",
+}
+BENCH = """const path = it.PATHS[given.name], recipe = { ...it.RECIPE, ...it.BUGS[given.bug] };
+    const start = Float64Array.from(given.start);"""
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_without_a_bug_all_is_that_of_the_library(name: str, plane: tuple[Tensor, Tensor]):
+    x, y = plane
+    for t in (0.0, 0.3, 0.95):
+        rows = torch.tensor(asked("identities.js softmax.js", """const out = new Float64Array(9), rows = [];
+            for (let k = 0; k < given.x.length; k += 2) rows.push([...it.compute(given.x[k], given.x[k + 1], given.y,
+              it.PATHS[given.name](given.t), it.RECIPE, out)]);
+            return rows;""", x=x, y=y, name=name, t=t))
+        seen, flow = posterior.posterior(PATHS[name], t, x, y), posterior.flow(PATHS[name], t, x, y)
+        wanted = [seen.log_p[:, None], posterior.score(PATHS[name], t, x, y), flow.velocity, flow.divergence[:, None],
+                  seen.mean, torch.ones(len(x), 1)]
+        assert_close(rows, torch.cat(wanted, 1), **TOLERANCE)
+
+
+def test_particles_without_a_bug_go_where_the_library_takes_them(plane: tuple[Tensor, Tensor]):
+    x, y = plane
+    at, end = map(torch.tensor, asked("identities.js softmax.js", BENCH + """
+        return [it.AT, it.travel(start, given.y, path, recipe).at(-1)];""", start=x, y=y, name="straight", bug="none"))
+    line = PATHS["straight"]
+    wanted = solve.ode(lambda t, x: posterior.velocity(line, t, x, y), x, at, method="heun")[-1]
+    assert_close(end.reshape(-1, 2), wanted, **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_each_bug_breaks_what_it_is_said_to_break(name: str, generator: torch.Generator, float64: None):
+    points, start = torch.randn(12, 2, generator=generator), torch.randn(40, 2, generator=generator)
+    spots = torch.randn(30, 2, generator=generator)
+    found = asked("identities.js softmax.js", """const path = it.PATHS[given.name];
+        const start = Float64Array.from(given.start), points = Float64Array.from(given.points);
+        return Object.fromEntries(Object.entries(it.BUGS).map(([bug, change]) => {
+          const recipe = { ...it.RECIPE, ...change }, t = bug === "first" ? it.LATEST : 0.5, { a, m } = path(t);
+          const places = given.spots.map((z, k) => (k < 30 ? 1.3 * z : a * points[k % points.length] + m * z));
+          const bench = new it.Bench(points, path, recipe, t, places, it.travel(start, points, path, recipe).at(-1));
+          return [bug, Object.entries(it.IDENTITIES).map(([key, { residual }]) => {
+            const off = residual(bench);
+            return [key, off === Infinity ? 1e9 : off];
+          })];
+        }));""", points=points, start=start, spots=spots, name=name)
+    assert list(found) == list(BREAKS)
+    for bug, residuals in found.items():
+        broken = [key for key in BREAKS[bug].split() if (bug, key, name) != ("scale", "continuity", "straight")]
+        assert [key for key, off in residuals if off > 0.01] == broken, bug
+        assert all(off < 1e-5 for key, off in residuals if key not in broken), bug
+    known = {bug: dict(residuals) for bug, residuals in found.items()}
+    assert known["sign"]["score"] == pytest.approx(2)
+    assert known["half"]["density"] == pytest.approx(0.5)
+    assert known["clock"]["velocity"] == pytest.approx(0.5, rel=0.02)
+    assert known["first"]["weights"] == 1e9  # no number
+
+
+def test_without_its_root_of_two_a_diffusion_ends_too_near(generator: torch.Generator, float64: None):
+    start, noise = torch.randn(3000, 2, generator=generator), torch.randn(90 * 3000, 2, generator=generator)
+    left = {}
+    for bug in ("none", "root"):
+        at, end = asked("identities.js softmax.js", BENCH + """
+            return [it.AT.at(-1), it.travel(start, [1, 2], path, recipe, given.noise).at(-1)];""",
+            start=start, noise=noise, name="straight", bug=bug)
+        away = (torch.tensor(end).reshape(-1, 2) - at * torch.tensor([1, 2])) / (1 - at)
+        left[bug] = away.square().mean().item()
+    assert left["none"] == pytest.approx(1, rel=0.08)
+    assert left["root"] / left["none"] == pytest.approx(0.5, rel=0.01)
+
+
+def identities(tab: Page) -> dict[str, tuple[str, str]]:
+    """What the table says of each identity, right and with the bug."""
+    rows = painted(tab).locator(".live-identities tr").evaluate_all(
+        "rows => rows.slice(1).map(row => [...row.children].map(cell => cell.textContent))")
+    return {name.split(" ")[0]: (right, wrong) for name, right, wrong in rows}
+
+
+def test_bugs_are_chosen_by_keys_and_the_first_broken_stands_out(address: str, visitor: Visit):
+    with visit(visitor, address + "bugs.html#bug=none&t=0.5") as (tab, heard):
+        assert "All 10 identities hold at t = 0." in said(tab)
+        before = picture(tab), identities(tab)
+        assert all(wrong.startswith("✓") for _, wrong in before[1].values())
+        tab.get_by_role("button", name="a sign flipped").focus()
+        tab.keyboard.press("Enter")
+        after = identities(tab)
+        assert after["score"][1] == "✗ 200 %"
+        assert [name for name, (_, wrong) in after.items() if "✗" in wrong] == ["score", "Nelson"]
+        assert {name: right for name, (right, _) in after.items()} == {k: right for k, (right, _) in before[1].items()}
+        assert tab.locator(".live-first").inner_text().startswith("score")
+        assert "First broken: score, off by 200 %. 2 of 10 break, 8 hold." in said(tab)
+        assert {"bug=sign", "by=diffusion"} <= set(tab.url.partition("#")[2].split("&"))
+        tab.locator("canvas").first.focus()
+        tab.keyboard.press("ArrowRight")
+        assert "Here velocity" in said(tab)
+        tab.get_by_role("button", name="exponentials first").click()
+        assert identities(tab)["weights"][1] == "✗ no number"
+        assert not heard
+
+
+def test_what_is_said_under_the_lens_is_what_the_library_says(float64: None, address: str, visitor: Visit):
+    with visit(visitor, address + "bugs.html#bug=swap&t=0.5&path=trigonometric") as (tab, heard):
+        tab.locator("canvas").nth(1).hover(position={"x": 60, "y": 90})
+        told = said(tab)
+        x, points, t = tab.evaluate("""import('./identities.js').then(({ AT }) => {
+            const { lens, points, index } = document.querySelector('.live').figure;
+            return [lens, [...points], AT[index]];
+        })""")
+        assert not heard
+    seen = torch.tensor([x]), torch.tensor(points).reshape(-1, 2)
+    u, v = posterior.velocity(PATHS["trigonometric"], t, *seen)[0].tolist()
+    assert f"right ({u:.2f}, {v:.2f})".replace("-", "−") in told
+    log_p = posterior.posterior(PATHS["trigonometric"], t, *seen).log_p.item()
+    assert f"log p {log_p:.2f}, right {log_p:.2f}".replace("-", "−") in told
+
+
+def test_the_sandbox_fits_and_can_be_read_by_all(address: str, visitor: Visit):
+    with visit(visitor, address + "bugs.html#bug=half&t=0.5", width=380) as (tab, heard):
+        assert not heard  # before axe, which looks for stylesheets where they are not
+        for width, scheme in ((380, "light"), (1280, "dark")):
+            tab.emulate_media(color_scheme=scheme)
+            tab.set_viewport_size({"width": width, "height": 900})
+            assert painted(tab).evaluate("document.documentElement.scrollWidth") <= width
+            found = Axe().run(tab, options={"resultTypes": ["violations"]}).response["violations"]
+            assert not {one["id"]: one["nodes"][0]["html"][:200] for one in found
+                        if one["impact"] in ("serious", "critical")}

@@ -48,14 +48,14 @@ if REPOSITORY:
 
 
 def cells(app, doctree):
-    """Every code cell gets an anchor, for the ledger links to what measured; a chapter its live figure on top."""
+    """Every code cell gets an anchor, for the ledger links to what measured; a page its live figure on top."""
     for cell in doctree.findall(nodes.container):
         if cell.get("nb_element") == "cell_code":
             cell["ids"].append(f"cell-{cell['cell_index']:02d}")
     page = app.env.docname
-    number = "0" if page == "index" else page.removeprefix("notebooks/0")[:1]
+    number = {"index": "0", "bugs": "bugs"}.get(page, page.removeprefix("notebooks/0")[:1])
     alone = Path(app.srcdir) / "extra" / "live" / f"{number}.html"
-    if page.startswith(("index", "notebooks/0")) and alone.exists():
+    if page.startswith(("index", "bugs", "notebooks/0")) and alone.exists():
         app.env.note_dependency(str(alone))
         box = re.search(r'<div class="live".*</div>', alone.read_text(encoding="utf-8"))[0]
         live = "../" * page.count("/") + "live"

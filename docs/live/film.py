@@ -48,6 +48,9 @@ def main() -> None:
                 LIVE / "4.png", optimize=True)
         with visit(browser, address + "5.html#done=0.12", width=960) as (tab, _):
             frame(tab, 12).quantize(256).save(LIVE / "5.png", optimize=True)
+        with visit(browser, address + "bugs.html#bug=sign&t=0.5", width=960) as (tab, _):
+            Image.open(io.BytesIO(tab.locator(".live-stage").screenshot())).convert("RGB").quantize(256).save(
+                LIVE / "bugs.png", optimize=True)
         with visit(browser, address + "0.html#data=word&word=data&t=0", width=760, scheme="dark") as (tab, _):
             frames = [frame(tab, k) for k in range(0, 151, 3)]
         times = [80] * (len(frames) - 1) + [2000]

@@ -96,14 +96,14 @@ export class View {
   }
 
   /** Arrows of the score or of the velocity on a grid; `of` is where its two numbers stand in what `field` returns. */
-  arrows(points, path, of, gap = 34) {
+  arrows(points, path, of, gap = 34, see = field) {
     const { pen } = this, out = new Float64Array(9);
     pen.strokeStyle = this.colours.arrow;
     pen.lineWidth = 1.2;
     pen.beginPath();
     for (let py = gap / 2; py < this.height; py += gap) {
       for (let px = gap / 2; px < this.width; px += gap) {
-        field(...this.toPlane(px, py), points, path, out);
+        see(...this.toPlane(px, py), points, path, out);
         const size = Math.hypot(out[of], out[of + 1]), length = 0.8 * gap * size / (size + 2);
         if (length > 1) arrow(pen, px, py, length * out[of] / size, -length * out[of + 1] / size);
       }
