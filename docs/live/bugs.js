@@ -7,7 +7,7 @@ import { PATHS } from "./softmax.js";
 import { View } from "./view.js";
 
 const STEPS = AT.length - 1, SECONDS = 5, PAUSE = 2, PARTICLES = 120, PLACES = 40, VELOCITY = 3;
-const REACH = 1.3, LEAST = -12; // the size of the places looked at; the residual, as a power of ten, of an empty bar
+const REACH = 2, LEAST = -12; // the size of the places looked at; the residual, as a power of ten, of an empty bar
 const TAILS = { flow: 16, diffusion: 5 };
 const thinned = (points, every) => points.filter((_, k) => k % (2 * every) < 2);
 const DATA = { moons: () => thinned(CLOUDS.moons(), 10), rings: () => thinned(CLOUDS.rings(), 10),
