@@ -18,7 +18,7 @@ from pipeline import book, copies, files
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["index.html", "docs/ledger.html", "docs/notation.html", "docs/performance.html", "docs/teaching.html",
-         "docs/pipeline.html", "CONTRIBUTING.html", "search.html",
+         "docs/pipeline.html", "CONTRIBUTING.html", "bugs.html", "search.html",
          *(f"notebooks/{file.stem}.html" for file in sorted((ROOT / "notebooks").glob("*.ipynb")))]
 
 
