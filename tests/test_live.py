@@ -1074,7 +1074,7 @@ def test_each_bug_breaks_what_it_is_said_to_break(name: str, generator: torch.Ge
         const start = Float64Array.from(given.start), points = Float64Array.from(given.points);
         return Object.fromEntries(Object.entries(it.BUGS).map(([bug, change]) => {
           const recipe = { ...it.RECIPE, ...change }, t = bug === "first" ? it.LATEST : 0.5, { a, m } = path(t);
-          const places = given.spots.map((z, k) => (k < 30 ? 1.3 * z : a * points[k % points.length] + m * z));
+          const places = given.spots.map((z, k) => (k < 30 ? 2 * z : a * points[k % points.length] + m * z));
           const bench = new it.Bench(points, path, recipe, t, places, it.travel(start, points, path, recipe).at(-1));
           return [bug, Object.entries(it.IDENTITIES).map(([key, { residual }]) => {
             const off = residual(bench);
