@@ -165,7 +165,8 @@ def race(task: tuple[str, int, float, int, float], options: argparse.Namespace) 
         nn.utils.clip_grad_norm_(net.parameters(), 10.0)
         optimiser.step()
         steps += 1
-        torch._foreach_lerp_(list(mean.parameters()), list(net.parameters()), 1 - min(0.999, steps / (steps + 9)))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(mean.parameters()), list(net.parameters()), 1 - min(0.999, steps / (steps + 9)))
         spent += time.process_time() - start
         if spent >= due or spent >= seconds:
             curve.append((spent, field.calls, float(kl(mean, held[:3000], exact[:3000], "rk4").mean())))
