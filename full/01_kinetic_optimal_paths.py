@@ -160,8 +160,8 @@ def run_pixels(task: tuple[str, int], options: argparse.Namespace) -> dict:
     name, seed = task
     parts = data.mnist(side=14)
     scale = affine.normaliser(parts.train.x)
-    seen = lambda x: judge.view(x.reshape(-1, 14, 14).repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1) / 255)
-    real = seen(parts.test.x).features
+    features = lambda levels: common.seen_doubled(levels).features
+    real = features(parts.test.x)
     model, last = train(KNOWN[name], scale(parts.train.x).to(options.device), seed, options)
     test = scale(parts.test.x).to(options.device)
     noise = torch.randn(test.shape, generator=torch.Generator().manual_seed(1000 + seed)).to(test)
@@ -169,7 +169,7 @@ def run_pixels(task: tuple[str, int], options: argparse.Namespace) -> dict:
     with torch.no_grad():
         solve.ode(lambda t, x: (calls.append(t), model(t, x))[1], noise[:1000], torch.tensor([0.0, 1.0]), "dopri5",
                   atol=1e-5)
-    far = lambda x: round(float(metrics.frechet_distance(seen(scale.inverse(x.cpu())).features, real)), 3)
+    far = lambda x: round(float(metrics.frechet_distance(features(scale.inverse(x.cpu())), real)), 3)
     return {"seed": seed, "loss": round(last, 4), "evaluations": len(calls),
             "Fréchet": {steps: far(sample(model, noise, steps)) for steps in EULER}}
 

@@ -264,11 +264,10 @@ def codes() -> Space:
                  judge.view(data.mnist().test.x / 255).features)
 
 
-def coarse(side: int = 14) -> Space:
-    parts = data.mnist(side=side)
+def coarse() -> Space:
+    parts = data.mnist(side=14)
     scale = affine.normaliser(parts.train.x)
-    doubled = lambda x: x.reshape(-1, side, side).repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1)
-    features = lambda z: judge.view(doubled(scale.inverse(z)) / 255).features
+    features = lambda z: common.seen_doubled(scale.inverse(z)).features
     return Space(scale(parts.train.x), features, features(scale(parts.test.x)))
 
 

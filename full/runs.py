@@ -33,11 +33,10 @@ RUNS = {
     "01_kinetic_optimal_paths": Run(
         110, 20, tuple(f"01_kinetic_optimal_paths/{part}" for part in ("codes", "separation", "pixels"))),
     "02_stochastic_interpolants": Run(
-        110, 20, tuple(f"02_stochastic_interpolants/{part}" for part in (
+        150, 25, tuple(f"02_stochastic_interpolants/{part}" for part in (
             "cost", "diffusion", "pixels", "bits", "pairs", "shorter", "patches")), ("plane_steps",)),
     "03_diffusion_schrodinger_bridge": Run(
-        75, 25, tuple(f"03_diffusion_schrodinger_bridge/{part}" for part in (
-            "short", "sinkhorn", "gaussian", "plane", "images", "arrival"))),
+        220, 75, ("03_diffusion_schrodinger_bridge/bridges",), ("steps", "iterations", "knots")),
     "04_operator_informed_scores": Run(
         110, 24, ("04_operator_informed_scores/digits", "04_operator_informed_scores/plane"),
         ("steps=training_steps", "digit_steps", "seeds", "points", "order", "small_order")),

@@ -219,6 +219,14 @@ def test_side_by_side_keeps_each_key_and_the_order(common, jobs):
                      "b": [{"twice": 10, "threads": 1}]}
 
 
+def test_the_judge_sees_each_pixel_of_a_coarse_picture_as_two_by_two(common, monkeypatch):
+    monkeypatch.setattr(common.judge, "view", lambda pictures: pictures)
+    levels = torch.arange(2 * 196, dtype=torch.float64).reshape(2, 196)
+    seen = common.seen_doubled(levels).reshape(2, 28, 28)
+    assert all(float(seen[n, i, j]) == (196 * n + 14 * (i // 2) + j // 2) / 255
+               for n in range(2) for i in range(28) for j in range(28))
+
+
 def test_flow_matching_can_guess_the_noise(common):
     """To one point a on Cond-OT the noise is (x − ta)/(1 − t)."""
     a, g = torch.tensor([[3.0, -2.0]]), torch.Generator().manual_seed(0)
@@ -364,134 +372,3 @@ def test_a_long_run_is_by_default_longer_than_its_notebook(monkeypatch):
             module.main()
         assert not runs.short(name, module.common.settings(seen["made"].parse_args([])))
     assert runs.short("05_score_difference_flow", {"steps": [10, 20]}) == "steps 20 < 2,000"
-
-
-@pytest.fixture
-def bridges():
-    return script(FULL / "03_diffusion_schrodinger_bridge.py")
-
-
-def test_three_readings_of_the_marginal_kl_against_torch(bridges):
-    """Coordinates one by one with torch's own KL; averages are D times one coordinate's; the full one sees the rest."""
-    exact = bridges.transport.gaussian_bridge(*(torch.tensor(v, dtype=torch.float64) for v in (
-        [0.1, 0.1], [[1.0, 0.0], [0.0, 1.0]], [-0.1, -0.1], [[1.0, 0.0], [0.0, 1.0]])), 1.0)
-    times, g = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64), torch.Generator().manual_seed(0)
-    mixing = torch.tensor([[1.3, 0.6], [0.0, 0.8]], dtype=torch.float64)
-    walk = torch.randn(3, 500, 2, generator=g, dtype=torch.float64) @ mixing + 0.2
-    normal, d = torch.distributions.Normal, torch.distributions.kl_divergence
-    by_hand, averaged = [], []
-    for k, t in enumerate(times):
-        m, v = exact.mean(t), exact.covariance(t).diagonal()
-        by_hand.append(sum(float(d(normal(walk[k, :, i].mean(), walk[k, :, i].std()), normal(m[i], v[i].sqrt())))
-                           for i in range(2)))
-        one = normal(walk[k].mean(), walk[k].var(0).mean().sqrt())
-        averaged.append(2 * float(d(one, normal(m[0], v[0].sqrt()))))
-    found = bridges.marginals(exact, times, walk)
-    assert found["coordinates"] == pytest.approx(sum(by_hand) / 3)
-    assert found["averaged"] == pytest.approx(sum(averaged) / 3)
-    assert found["averaged"] < found["coordinates"] < found["full"]
-
-
-def test_the_fitted_prior_is_the_gaussian_of_the_noised_moons(bridges):
-    """Moments of 100,000 draws against those of fresh moons through the noise; the other prior has their trace."""
-    now, g = bridges.film(0.1), torch.Generator().manual_seed(1)
-    noised = bridges.MOONS.sample(100_000, g)
-    noised = noised + now.sigma * torch.randn(noised.shape, generator=g)
-    fitted, isotropic = now.fitted(100_000, g), now.isotropic(100_000, g)
-    assert torch.allclose(fitted.mean(0), noised.mean(0), atol=0.04)
-    assert torch.allclose(fitted.T.cov(), noised.T.cov(), atol=0.06)
-    assert float(isotropic.var(0).sum()) == pytest.approx(float(noised.var(0).sum()), rel=0.02)
-    assert abs(float(isotropic.T.cov()[0, 1])) < 0.04
-    assert now.sigma**2 / 2 / float(bridges.MOONS.sample(100_000, g).var(0).mean()) == pytest.approx(0.1, rel=0.02)
-
-
-def test_a_geometric_grid_divides_the_noise_to_come_by_one_factor(bridges):
-    times = bridges.geometric_times(20, 0.01)
-    left = 1 - times
-    assert len(times) == 21 and times[0] == 0 and times[-1] == 1
-    assert torch.allclose(left[1:-1] / left[:-2], torch.full((19,), 0.01 ** (1 / 19), dtype=torch.float64))
-    assert float(left[-2]) == pytest.approx(0.01)
-
-
-def test_exact_iterates_are_sinkhorns(bridges):
-    """Their weights are those of Sinkhorn's plain iterates; the first forward drift only reverses the reference."""
-    g = torch.Generator().manual_seed(2)
-    x0, x1 = torch.randn(2, 30, 2, generator=g, dtype=torch.float64)
-    found = list(bridges.iterates(x0, x1, 0.7, 4))
-    assert torch.allclose(found[0].log_w1, torch.full((30,), -math.log(30), dtype=torch.float64))
-    for n, one in enumerate(found[1:], 1):
-        plain = bridges.transport.sinkhorn(x0, x1, 2 * 0.7**2, iterations=n, g=torch.zeros(30, dtype=torch.float64),
-                                           tolerance=1e-12)
-        assert torch.allclose(one.log_w1, plain.g / 0.98 - math.log(30), atol=1e-9)
-        assert torch.allclose(one.log_w0, plain.f / 0.98 - math.log(30), atol=1e-9)
-
-
-def test_what_is_kept_on_the_way(bridges):
-    """Nothing moved: 0; mirrored: 2; independent: 1; and the plan between unit Gaussians on a line keeps 1 − Cov."""
-    g = torch.Generator().manual_seed(3)
-    x, y = torch.randn(2, 1000, 1, generator=g, dtype=torch.float64)
-    x, y = x - x.mean(), y - y.mean()
-    assert bridges.kept(x, x) == 0 and bridges.kept(x, -x) == pytest.approx(2)
-    assert bridges.kept(x, y) == pytest.approx(1, abs=4 / math.sqrt(1000))
-    plan = bridges.plan_kept(x[:700], y[:700], 1.0)
-    assert plan == pytest.approx(1 - (math.sqrt(5) - 1) / 2, abs=0.08)
-
-
-def test_the_last_step_has_no_noise(bridges):
-    """Brownian motion from a point stops at the last knot but one; the drift acts to the end."""
-    times, g = bridges.symmetric_times(4), torch.Generator().manual_seed(4)
-    end = bridges.walked(lambda t, x: torch.full_like(x, 3.0), 2.0, torch.zeros(40_000, 1), times, g)
-    assert float(end.mean()) == pytest.approx(3, abs=4 * math.sqrt(3 / 40_000))
-    assert float(end.var()) == pytest.approx(4 * 0.75, rel=4 * math.sqrt(2 / 40_000))
-
-
-def test_the_affine_part_is_solved_beside_the_network(bridges):
-    """A target of what the network says and a part affine in x, of degree four in time: the table is that part."""
-    g = torch.Generator().manual_seed(5)
-    net = bridges.AffinePlus(3, 8, g)
-    torch.nn.init.normal_(net.network.last.weight, generator=g)
-    t, x, a = torch.rand(4000, generator=g), torch.randn(4000, 3, generator=g), torch.randn(3, 3, generator=g)
-    wanted = lambda t, x: (t**4)[:, None] * (x @ a) - t[:, None] + 1
-    with torch.no_grad():
-        target = wanted(t, x) + net.network(t, x)
-    rows = t, x, target, torch.rand(4000, generator=g)
-    cache = bridges.Cache("forward", None, x, x, 1.0, t, 1, False, rows)
-    bridges.solved(cache, net, g, 1)
-    assert torch.allclose(net(t, x), target, atol=1e-4)
-
-
-def test_a_weight_of_the_time_left(bridges):
-    x, times = torch.zeros(5000, 1), bridges.symmetric_times(10)
-    for direction in ("forward", "backward"):
-        plain = bridges.Cache(direction, None, x, x, 1.0, times, 1, True, (x, x))
-        found = bridges.Weighted(**vars(plain)).pairs(torch.Generator().manual_seed(6))
-        left = 1 - found.t if direction == "forward" else found.t
-        assert float(found.weight.mean()) == pytest.approx(1, abs=1e-5)
-        assert torch.allclose(found.weight / left, (found.weight / left)[0].expand(5000))
-        # the targets of a bridge of nothing to nothing have the variance t/(1 − t) forward: even, once weighted
-        even = (found.weight * found.target[:, 0].square()).mean()
-        assert float(even) == pytest.approx(float((1 - left).mean() / left.mean()), rel=0.1)
-
-
-@pytest.mark.parametrize("part", ["short", "sinkhorn", "gaussian", "plane"])
-def test_each_part_runs_from_beginning_to_end(bridges, part, monkeypatch, tmp_path):
-    """With hardly any training; those that need the codes of MNIST are left out."""
-    for name, value in {"SHORT_ITERATIONS": 2, "SHORT_STEPS": 12, "LENGTHS": (0.02,), "LASTS": (0.2,), "CLOUD": 100,
-                        "ITERATES": 3, "DIMS": (3,), "SWEEPS": 1, "PLANE_ITERATIONS": 1, "PLANE_POINTS": 60,
-                        "PLANE_STEPS": 12}.items():
-        monkeypatch.setattr(bridges, name, value)
-
-    def in_turn(run, tasks, options):
-        found = {task[0]: [] for task in tasks}
-        for task in tasks:
-            found[task[0]].append(run(task, options))
-        return found
-
-    monkeypatch.setattr(bridges.common, "side_by_side", in_turn)
-    monkeypatch.setenv(CHECKPOINTS, "")
-    monkeypatch.setattr(sys, "argv", ["full/03_diffusion_schrodinger_bridge.py", "--parts", part, "--seeds", "1",
-                                      "--iterations", "1", "--steps", "12", "--width", "8", "--batch", "16",
-                                      "--out", str(tmp_path)])
-    bridges.main()
-    made = json.loads((tmp_path / f"{part}.json").read_text(encoding="utf-8"))
-    assert made["what"] and made["settings"]["steps"] == 12
